@@ -1,0 +1,66 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOC_BIN := .venv-protos/bin
+
+.PHONY: help setup demo test check lint type contracts protos protos-current baseline lock clean
+
+help: ## Show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.done ## Make the virtual environment (done by every target that needs it)
+
+.venv/.done: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-protos/.done: requirements/protos.txt
+	$(PYTHON) -m venv .venv-protos
+	$(PROTOC_BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/protos.txt
+	touch $@
+
+demo: setup ## The whole job on real data: train, prove, publish, serve, call
+	$(BIN)/python demo/main_job.py
+
+test: setup ## Every test, the fast ones first
+	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m slow
+
+check: lint type contracts test ## Everything CI runs
+
+lint: setup ## Style and import boundaries
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: setup ## Strict types
+	$(BIN)/mypy
+
+contracts: setup protos-current ## Style of the contracts, no breaking change, stubs up to date
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf breaking protos --against protos/baseline.binpb
+
+protos: .venv-protos/.done ## Generate the stubs again
+	find client/servery -path '*/v1/*_pb2*' -delete
+	$(PROTOC_BIN)/python protos/generate.py client
+
+protos-current: .venv-protos/.done ## Fail if the committed stubs are not those of the contracts
+	rm -rf build/protos && mkdir -p build/protos
+	$(PROTOC_BIN)/python protos/generate.py build/protos
+	for stubs in build/protos/servery/*/v1; do \
+	  diff -r -x __pycache__ $$stubs client/$${stubs#build/protos/} || exit 1; done
+
+baseline: setup ## Accept the contracts as they are as the ones not to break
+	$(BIN)/buf build protos -o protos/baseline.binpb
+
+lock: ## Resolve the pinned requirements again
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header requirements/protos.in -o requirements/protos.txt
+
+clean: ## Remove what the other targets made
+	rm -rf .venv .venv-protos build

@@ -1,0 +1,1 @@
+"""Servery's client: the SDK, the generated stubs and the `servery` command."""

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: the contract of the inference service."""

@@ -1,0 +1,166 @@
+"""Resource names, parsed: past the edge of a server a name cannot be wrong.
+
+The grammar is that of the protos: `tenants/{t}`, `tenants/{t}/models/{m}`, and below those
+`versions/{n}`, `aliases/{a}`; `tenants/{t}/datasets/{d}`, `…/trainingJobs/{j}`, `…/apiKeys/{k}`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final, Self
+
+from servery_rpc.errors import FieldInvalidError
+
+TENANT: Final = r"[a-z][a-z0-9-]{0,30}"
+MODEL: Final = r"[a-z][a-z0-9-]{0,62}"
+ALIAS: Final = r"[a-z][a-z0-9-]{0,62}"
+DEFAULT_TENANT: Final = "default"
+PRODUCTION: Final = "production"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TenantName:
+    """`tenants/{tenant}`."""
+
+    tenant: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})")
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """Parse a resource name found in the request field `field`.
+
+        Raises:
+            FieldInvalidError: `text` is not of this form.
+        """
+        return cls(_match(cls._pattern, text, field)[1])
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ModelName:
+    """`tenants/{tenant}/models/{model}`."""
+
+    tenant: str
+    model: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/models/({MODEL})")
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """See `TenantName.parse`."""
+        match = _match(cls._pattern, text, field)
+        return cls(match[1], match[2])
+
+    @property
+    def wire_name(self) -> str:
+        """The name on the inference wire: `{model}`, or `{tenant}.{model}` off the default one."""
+        return self.model if self.tenant == DEFAULT_TENANT else f"{self.tenant}.{self.model}"
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/models/{self.model}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VersionName:
+    """`tenants/{tenant}/models/{model}/versions/{number}`."""
+
+    model: ModelName
+    number: int
+
+    _pattern: ClassVar = re.compile(
+        rf"tenants/({TENANT})/models/({MODEL})/versions/([1-9][0-9]{{0,17}})"
+    )
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """See `TenantName.parse`."""
+        match = _match(cls._pattern, text, field)
+        return cls(ModelName(match[1], match[2]), int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{self.model}/versions/{self.number}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AliasName:
+    """`tenants/{tenant}/models/{model}/aliases/{alias}`."""
+
+    model: ModelName
+    alias: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/models/({MODEL})/aliases/({ALIAS})")
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """See `TenantName.parse`."""
+        match = _match(cls._pattern, text, field)
+        return cls(ModelName(match[1], match[2]), match[3])
+
+    def __str__(self) -> str:
+        return f"{self.model}/aliases/{self.alias}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DatasetName:
+    """`tenants/{tenant}/datasets/{sha256}`."""
+
+    tenant: str
+    sha256: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/datasets/([0-9a-f]{{64}})")
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """See `TenantName.parse`."""
+        match = _match(cls._pattern, text, field)
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/datasets/{self.sha256}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TrainingJobName:
+    """`tenants/{tenant}/trainingJobs/{job}`."""
+
+    tenant: str
+    job: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/trainingJobs/([a-z0-9][a-z0-9-]{{0,62}})")
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """See `TenantName.parse`."""
+        match = _match(cls._pattern, text, field)
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/trainingJobs/{self.job}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ApiKeyName:
+    """`tenants/{tenant}/apiKeys/{key}`."""
+
+    tenant: str
+    key: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/apiKeys/([a-z0-9]{{1,32}})")
+
+    @classmethod
+    def parse(cls, text: str, field: str = "name") -> Self:
+        """See `TenantName.parse`."""
+        match = _match(cls._pattern, text, field)
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/apiKeys/{self.key}"
+
+
+def _match(pattern: re.Pattern[str], text: str, field: str) -> re.Match[str]:
+    match = pattern.fullmatch(text)
+    if match is None:
+        raise FieldInvalidError(field, text, f"match {pattern.pattern}")
+    return match
