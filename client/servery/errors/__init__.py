@@ -9,7 +9,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class ApiError(Exception):
     """A call that a server refused or could not finish."""
 

@@ -1,6 +1,7 @@
 """The life of one process: settings, logs, metrics, a loop, and a stop on SIGTERM."""
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -63,6 +64,7 @@ def run_process(
         argv: Its arguments; None means those of this process.
         loop_factory: Makes its event loop; None means asyncio's own.
     """
+    stop_with_parent()
     settings = load(settings_class, prefix, argv, os.environ)
     log_to_stderr(settings.log_level)
     try:
@@ -84,3 +86,14 @@ async def stop_requested() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     await stop.wait()
+
+
+def stop_with_parent() -> None:
+    """Get SIGTERM when the parent process dies, if it asked for that.
+
+    `servery up` sets the variable, so that nothing it started outlives it, not even a kill -9.
+    Lasts over `exec`. Linux only; elsewhere it does nothing.
+    """
+    if os.environ.get("SERVERY_STOP_WITH_PARENT") and sys.platform == "linux":
+        pr_set_pdeathsig = 1  # <linux/prctl.h>
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,0 +1,204 @@
+"""`servery jobs`: list, follow and cancel training jobs."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from servery.cli.output import (
+    Format,
+    Output,
+    as_dict,
+    err,
+    out,
+    print_json,
+    print_table,
+    short,
+    when,
+)
+from servery.cli.session import connect
+from servery.client import Client
+from servery.errors.v1.error_reason_pb2 import ErrorReason
+from servery.trainer.v1 import training_pb2 as pb
+
+app = typer.Typer(help="Training jobs.", no_args_is_help=True)
+
+Job = Annotated[str, typer.Argument(help="Id or resource name of the job.")]
+
+
+@app.command("list")
+def list_(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """List jobs, the newest first."""
+    with connect(context) as servery:
+        jobs = list(servery.jobs.list())
+    if output is Format.JSON:
+        print_json([as_dict(job) for job in jobs])
+    else:
+        print_table(
+            ["JOB", "STATE", "MODEL", "VERSION", "ACCURACY", "CREATED"],
+            (
+                (
+                    short(job.name),
+                    state_name(job),
+                    short(job.spec.publication.model),
+                    short(job.result.version),
+                    f"{job.result.metrics['accuracy']:.4f}" if job.HasField("result") else "",
+                    when(job.create_time),
+                )
+                for job in jobs
+            ),
+        )
+
+
+@app.command()
+def watch(context: typer.Context, job: Job, output: Output = Format.TABLE) -> None:
+    """Follow a job until it has ended; the exit status says how."""
+    with connect(context) as servery:
+        raise typer.Exit(follow(servery, _resource_name(servery, job), output))
+
+
+@app.command()
+def cancel(context: typer.Context, job: Job, output: Output = Format.TABLE) -> None:
+    """Ask a job to stop; it publishes nothing."""
+    with connect(context) as servery:
+        cancelled = servery.jobs.cancel(_resource_name(servery, job))
+    if output is Format.JSON:
+        print_json(as_dict(cancelled))
+    else:
+        out.print(f"{short(cancelled.name)}: {state_name(cancelled)}")
+
+
+def follow(servery: Client, name: str, output: Format) -> int:
+    """Show a job's progress until it has ended, then its outcome; return the exit status."""
+    job = pb.TrainingJob()
+    with _progress() as show:
+        for event in servery.jobs.watch(name):
+            if event.HasField("progress"):
+                show(event.progress)
+            else:
+                job = event.training_job
+    if output is Format.JSON:
+        print_json(as_dict(job))
+    elif job.state == pb.TRAINING_JOB_STATE_SUCCEEDED:
+        print_result(job)
+    if job.state == pb.TRAINING_JOB_STATE_FAILED:
+        reason = ErrorReason.Name(job.error.reason).removeprefix("ERROR_REASON_")
+        err.print(f"[red]failed[/red] {reason}: ", end="")
+        err.print(job.error.message, markup=False)
+    elif job.state == pb.TRAINING_JOB_STATE_CANCELLED:
+        err.print("cancelled; nothing was published")
+    return 0 if job.state == pb.TRAINING_JOB_STATE_SUCCEEDED else 1
+
+
+def print_result(job: pb.TrainingJob) -> None:
+    """Print what a job made: rows, metrics, parity, confusion matrix, version."""
+    result = job.result
+    rows = result.rows
+    out.print(
+        f"rows      {rows.total}: {rows.train} train, {rows.validation} validation,"
+        f" {rows.test} test; left out {rows.dropped_missing} with missing values,"
+        f" {rows.dropped_duplicates} duplicates"
+    )
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(result.metrics.items()))
+    out.print(f"test      {metrics}")
+    out.print(
+        f"parity    {result.parity.row_count} rows: largest relative error"
+        f" {result.parity.max_relative_error:.1e} (allowed {result.parity.tolerance:.0e}),"
+        f" labels agree {result.parity.label_agreement:.2%}"
+    )
+    latencies = "  ".join(f"{t.batch_size}: {t.median_us:.0f} µs" for t in result.latencies)
+    out.print(f"latency   {latencies}  (median by batch size)")
+    out.print(_confusion(result))
+    out.print(f"version   {result.version}", soft_wrap=True)
+
+
+def state_name(job: pb.TrainingJob) -> str:
+    """Return the state as people read it."""
+    return pb.TrainingJobState.Name(job.state).removeprefix("TRAINING_JOB_STATE_").lower()
+
+
+def _confusion(result: pb.TrainingResult) -> Table:
+    count = len(result.labels)
+    table = Table(
+        "true \\ predicted", *result.labels, box=None, pad_edge=False, header_style="bold"
+    )
+    for i, label in enumerate(result.labels):
+        row = result.confusion_matrix[i * count : (i + 1) * count]
+        table.add_row(label, *(str(cell) if cell else "·" for cell in row))
+    return table
+
+
+def _resource_name(servery: Client, job: str) -> str:
+    return job if "/" in job else f"{servery.tenant}/trainingJobs/{job}"
+
+
+@contextmanager
+def _progress() -> Iterator["_Show"]:
+    """A bar on a terminal, a line for each phase and epoch elsewhere; on standard error."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield _Bars(progress)
+
+
+class _Bars:
+    """One bar for each phase; the one of TRAINING moves with the steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[int, TaskID] = {}
+
+    def __call__(self, now: pb.Progress) -> None:
+        if now.phase not in self._tasks:
+            for task in self._tasks.values():
+                self._progress.update(task, total=1, completed=1)
+                self._progress.stop_task(task)
+            name = _phase(now)
+            self._tasks[now.phase] = self._progress.add_task(name, total=None, note="")
+        if now.phase == pb.PHASE_TRAINING and now.max_epochs:
+            part = now.step / now.steps_per_epoch if now.steps_per_epoch else 0
+            note = f"epoch {now.epoch}/{now.max_epochs}  {_metrics(now)}"
+            if now.eta_s:
+                note += f"  at most {now.eta_s:.0f} s left"
+            self._progress.update(
+                self._tasks[now.phase],
+                total=now.max_epochs,
+                completed=min(now.epoch + part, now.max_epochs),
+                note=note,
+            )
+
+
+class _Lines:
+    """One line for each phase and each epoch."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int] = (0, 0)
+
+    def __call__(self, now: pb.Progress) -> None:
+        if (now.phase, now.epoch) == self._last:
+            return
+        self._last = (now.phase, now.epoch)
+        epoch = f" epoch {now.epoch}/{now.max_epochs} {_metrics(now)}" if now.epoch else ""
+        err.print(f"{_phase(now)}{epoch}", markup=False)
+
+
+_Show = _Bars | _Lines
+
+
+def _phase(now: pb.Progress) -> str:
+    return pb.Phase.Name(now.phase).removeprefix("PHASE_").lower()
+
+
+def _metrics(now: pb.Progress) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(now.metrics.items()))

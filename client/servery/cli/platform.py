@@ -1,0 +1,145 @@
+"""The whole platform on one machine: which processes, with which settings, and when ready."""
+
+import asyncio
+import importlib.util
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from servery.cli.supervisor import Program
+
+PACKAGES: Final = {
+    "servery_registry": "registry",
+    "servery_trainer": "trainer",
+    "servery_inference": "inference",
+    "servery_gateway": "gateway",
+}
+"""What must be importable, and the extra that installs it."""
+
+_MAX_SOCKET_PATH: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """Where one platform keeps its data and listens."""
+
+    data_dir: Path
+    """Absolute. All state; survives restarts."""
+
+    address: str
+    """`host:port` that clients dial."""
+
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a data directory too deep for the sockets in it.
+
+        Raises:
+            ValueError: Its path is too long.
+        """
+        longest = self.socket("inference").removeprefix("unix:")
+        if len(longest) > _MAX_SOCKET_PATH:
+            room = _MAX_SOCKET_PATH - (len(longest) - len(str(self.data_dir)))
+            raise ValueError(
+                f"the data directory's path has {len(str(self.data_dir))} characters; the sockets"
+                f" in it allow at most {room}"
+            )
+
+    @property
+    def log_dir(self) -> Path:
+        """Where each process logs, as `{name}.log`."""
+        return self.data_dir / "logs"
+
+    def socket(self, name: str) -> str:
+        """Return the private address of a process."""
+        return f"unix:{self.data_dir / 'run' / name}.sock"
+
+    def programs(self) -> list[Program]:
+        """Return the five processes, in the order in which to start them."""
+        return [
+            self._server("registry"),
+            self._server(
+                "inference",
+                *("--registry", self.socket("registry")),
+                *("--cache-dir", str(self.data_dir / "inference")),
+                data_dir=False,
+            ),
+            self._server("trainer", "--registry", self.socket("registry")),
+            self._server(
+                "gateway",
+                *("--public-listen", self.address),
+                *(("--registry", self.socket("registry"))),
+                *(("--trainer", self.socket("trainer"))),
+                *(("--inference", self.socket("inference"))),
+                *(
+                    ("--public-tls-certificate", str(self.tls_certificate))
+                    if self.tls_certificate
+                    else ()
+                ),
+                *(("--public-tls-key", str(self.tls_key)) if self.tls_key else ()),
+            ),
+            Program(
+                "envoy",
+                [
+                    *(sys.executable, "-m", "servery_gateway.envoy"),
+                    *("--ads", self.socket("gateway")),
+                    *("--run-dir", str(self.data_dir / "run")),
+                ],
+                live(self.data_dir / "run" / "admin.sock"),
+            ),
+        ]
+
+    def _server(self, name: str, *arguments: str, data_dir: bool = True) -> Program:
+        place = ("--data-dir", str(self.data_dir / name)) if data_dir else ()
+        argv = [
+            *(sys.executable, "-m", f"servery_{name}"),
+            *("--listen", self.socket(name)),
+            *place,
+            *arguments,
+        ]
+        return Program(name, argv, healthy(self.socket(name)))
+
+
+def missing_packages() -> list[str]:
+    """Return the extras that are not installed."""
+    return [
+        extra for package, extra in PACKAGES.items() if importlib.util.find_spec(package) is None
+    ]
+
+
+def healthy(address: str) -> Callable[[], Awaitable[bool]]:
+    """Return a question: is the server at `address` SERVING, as `grpc.health.v1` has it?"""
+    serving = b"\x08\x01"  # HealthCheckResponse(status=SERVING); no health stubs in the client.
+
+    async def ask() -> bool:
+        async with grpc.aio.insecure_channel(address) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check", _as_is, _as_is)
+            try:
+                return await check(b"", timeout=2) == serving
+            except grpc.aio.AioRpcError:
+                return False
+
+    return ask
+
+
+def live(admin_socket: Path) -> Callable[[], Awaitable[bool]]:
+    """Return a question: has this Envoy its configuration, and does it accept calls?"""
+
+    async def ask() -> bool:
+        reader, writer = await asyncio.open_unix_connection(admin_socket)
+        try:
+            writer.write(b"GET /ready HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n")
+            return b" 200 " in await reader.readline()
+        finally:
+            writer.close()
+
+    return ask
+
+
+def _as_is(message: bytes) -> bytes:
+    return message

@@ -1,0 +1,110 @@
+"""`servery train`: a file in, a proven and served model out."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from servery.cli.jobs import follow
+from servery.cli.output import Format, Output, as_dict, err, out, print_json, short
+from servery.cli.session import connect
+from servery.trainer.v1 import dataset_pb2
+from servery.trainer.v1 import training_pb2 as pb
+
+
+class Missing(StrEnum):
+    """What to do with rows that have an empty cell."""
+
+    REFUSE = "refuse"
+    DROP_ROWS = "drop-rows"
+    IMPUTE_MEDIAN = "impute-median"
+
+
+class Duplicates(StrEnum):
+    """What to do with repeated rows."""
+
+    REFUSE = "refuse"
+    DROP = "drop"
+    KEEP = "keep"
+
+
+class Family(StrEnum):
+    """Which kind of network."""
+
+    DENSE = "dense"
+    CONVOLUTIONAL = "convolutional"
+
+
+def train(
+    context: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="A table (.csv) or labelled images (.npz)."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Id of the model to publish, such as churn.")],
+    target: Annotated[
+        str | None, typer.Option(help="Column (.csv) or array (.npz: labels) with the class.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Columns to learn from, by commas; default: all others.")
+    ] = None,
+    images: Annotated[str, typer.Option(help="Array with the images.")] = "images",
+    missing: Annotated[Missing, typer.Option(help="Rows with an empty cell.")] = Missing.REFUSE,
+    duplicates: Annotated[Duplicates, typer.Option(help="Repeated rows.")] = Duplicates.REFUSE,
+    family: Annotated[
+        Family | None,
+        typer.Option(help="Default: dense for tables, convolutional for images."),
+    ] = None,
+    max_epochs: Annotated[int, typer.Option(help="Most epochs; 0: the server's default.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows per step; 0: the server's default.")] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="Step size of Adam.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model.", min=0)] = 0,
+    alias: Annotated[
+        str, typer.Option(help="Alias to point at the new version; empty: none.")
+    ] = "production",
+    detach: Annotated[bool, typer.Option(help="Do not wait for the job to end.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Upload a file, train a model on it, prove it, publish it and serve it."""
+    with connect(context) as servery:
+        dataset = servery.datasets.upload(file)
+        err.print(f"dataset {short(dataset.name)[:12]}: {dataset.row_count} rows", markup=False)
+        spec = pb.TrainingSpec(
+            dataset=dataset.name,
+            training=pb.Training(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+            ),
+            publication=pb.Publication(model=servery.models.name(model), alias=alias),
+        )
+        repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
+        if dataset.format == dataset_pb2.DATASET_FORMAT_CSV:
+            if target is None:
+                raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
+            spec.tabular_classification.target = target
+            spec.tabular_classification.features.extend(features.split(",") if features else [])
+            spec.tabular_classification.missing = pb.MissingPolicy.Value(
+                f"MISSING_POLICY_{missing.name}"
+            )
+            spec.tabular_classification.duplicates = repeated
+        else:
+            spec.image_classification.images = images
+            spec.image_classification.labels = target or ""
+            spec.image_classification.duplicates = repeated
+        if family is Family.DENSE:
+            spec.dense.SetInParent()
+        elif family is Family.CONVOLUTIONAL:
+            spec.convolutional.SetInParent()
+        job = servery.jobs.create(spec)
+        err.print(f"job {short(job.name)}", markup=False)
+        if not detach:
+            raise typer.Exit(follow(servery, job.name, output))
+    if output is Format.JSON:
+        print_json(as_dict(job))
+    else:
+        out.print(f"follow it with: servery jobs watch {short(job.name)}")

@@ -1,0 +1,121 @@
+"""The SDK: one object for everything a key may do."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike, NDArray
+
+from servery.connection import Connection
+from servery.datasets import Datasets
+from servery.errors import ApiError
+from servery.inference.v1 import grpc_service_pb2 as pb
+from servery.inference.v1 import grpc_service_pb2_grpc as pb_grpc
+from servery.jobs import Jobs
+from servery.keys import Keys
+from servery.models import Models
+from servery.tensors import from_output, to_input
+
+
+class Client:
+    """A connection to Servery. Use it in a `with` block, from as many threads as you like.
+
+    Calls raise `ApiError` when the server refuses them or cannot be reached; a call is tried again
+    only while the server is unavailable.
+
+    Args:
+        address: `host:port` of the gateway.
+        api_key: The secret, `sk-…`.
+        root_certificates: PEM bytes that the server's certificate is checked against; turns TLS on.
+        timeout_s: How long one call may take, uploads and watches apart.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        api_key: str | None = None,
+        *,
+        root_certificates: bytes | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self._connection = Connection(address, api_key, root_certificates, timeout_s)
+        self._inference = pb_grpc.GRPCInferenceServiceStub(self._connection.channel)
+        self._metadata: dict[tuple[str, str], pb.ModelMetadataResponse] = {}
+        self.datasets = Datasets(self._connection)
+        self.jobs = Jobs(self._connection)
+        self.keys = Keys(self._connection)
+        self.models = Models(self._connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; running calls are cancelled."""
+        self._connection.close()
+
+    @property
+    def tenant(self) -> str:
+        """Resource name of the tenant the key belongs to."""
+        return self._connection.tenant
+
+    def predict(
+        self, model: str, inputs: Mapping[str, ArrayLike], *, version: str = ""
+    ) -> dict[str, NDArray[Any]]:
+        """Run a model.
+
+        Args:
+            model: Its id.
+            inputs: One array or list for each input, the same number of rows in each.
+            version: Its number; empty means what the alias `production` points at.
+
+        Returns:
+            Every output by name, the batch first; texts as `str` objects.
+
+        Raises:
+            ValueError: An input is missing, unknown, or does not fit.
+            ApiError: The server refused the call.
+        """
+        metadata = self.model_metadata(model, version=version)
+        wanted = {tensor.name: tensor for tensor in metadata.inputs}
+        if wanted.keys() != inputs.keys():
+            missing = sorted(wanted.keys() - inputs.keys())
+            unknown = sorted(inputs.keys() - wanted.keys())
+            raise ValueError(
+                f"model {model!r} takes the inputs {sorted(wanted)}; missing: {missing},"
+                f" unknown: {unknown}"
+            )
+        request = pb.ModelInferRequest(model_name=metadata.name, model_version=version)
+        for name, values in inputs.items():
+            tensor, raw = to_input(name, values, wanted[name].datatype, wanted[name].shape)
+            request.inputs.append(tensor)
+            request.raw_input_contents.append(raw)
+        try:
+            response = self._connection.unary(self._inference.ModelInfer, request)
+        except ApiError as error:
+            if error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                self._metadata.clear()  # Perhaps production moved to a version of another shape.
+            raise
+        contents = response.raw_output_contents
+        return {
+            tensor.name: from_output(tensor, raw)
+            for tensor, raw in zip(response.outputs, contents, strict=True)
+        }
+
+    def model_metadata(self, model: str, *, version: str = "") -> pb.ModelMetadataResponse:
+        """Return the inputs and outputs of a served model; asked once, then remembered."""
+        key = (model, version)
+        if key not in self._metadata:
+            tenant = self.tenant.removeprefix("tenants/")
+            name = model if tenant == "default" else f"{tenant}.{model}"
+            request = pb.ModelMetadataRequest(name=name, version=version)
+            self._metadata[key] = self._connection.unary(self._inference.ModelMetadata, request)
+        return self._metadata[key]
