@@ -16,6 +16,11 @@ setup: .venv/.done ## Make the virtual environment (done by every target that ne
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+.venv-tritonclient/.done: requirements/tritonclient.txt
+	$(PYTHON) -m venv .venv-tritonclient
+	.venv-tritonclient/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
 .venv-protos/.done: requirements/protos.txt
 	$(PYTHON) -m venv .venv-protos
 	$(PROTOC_BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/protos.txt
@@ -24,7 +29,7 @@ setup: .venv/.done ## Make the virtual environment (done by every target that ne
 demo: setup ## The whole job on real data: train, prove, publish, serve, call
 	$(BIN)/python demo/main_job.py
 
-test: setup ## Every test, the fast ones first
+test: setup .venv-tritonclient/.done ## Every test, the fast ones first
 	$(BIN)/pytest -m "not slow"
 	$(BIN)/pytest -m slow
 
@@ -61,6 +66,8 @@ lock: ## Resolve the pinned requirements again
 	  --no-annotate --no-header --extra dev pyproject.toml -o requirements/dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header requirements/protos.in -o requirements/protos.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header requirements/tritonclient.in -o requirements/tritonclient.txt
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-protos build
+	rm -rf .venv .venv-protos .venv-tritonclient build
