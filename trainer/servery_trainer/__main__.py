@@ -1,0 +1,110 @@
+"""Run the trainer: `servery-trainer --data-dir DIR --registry ADDRESS`."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+from servery.trainer.v1.dataset_pb2_grpc import add_DatasetServiceServicer_to_server
+from servery.trainer.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+from servery_rpc.process import run_process, stop_requested
+from servery_rpc.server import RunningServer, Service, serving
+from servery_trainer.database import open_database
+from servery_trainer.dataset_servicer import DatasetServicer
+from servery_trainer.dataset_store import DatasetStore
+from servery_trainer.durable import exclusive
+from servery_trainer.executor import JOB_COMMAND, LocalExecutor
+from servery_trainer.progress import EventLog
+from servery_trainer.publisher import RegistryPublisher, dial_registry
+from servery_trainer.scheduler import Scheduler
+from servery_trainer.settings import TrainerSettings
+from servery_trainer.store import JobStore
+from servery_trainer.submission import Submissions
+from servery_trainer.training_servicer import TrainingServicer
+
+log = logging.getLogger(__name__)
+
+_now = partial(datetime.now, UTC)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM; return the exit status."""
+    return run_process(TrainerSettings, "SERVERY_TRAINER", run, argv)
+
+
+async def run(settings: TrainerSettings, command: Sequence[str] = JOB_COMMAND) -> None:
+    """Serve until asked to stop; see `trainer`."""
+    async with trainer(settings, command) as server:
+        log.info("trainer listening on %s", server.address)
+        await stop_requested()
+
+
+@asynccontextmanager
+async def trainer(
+    settings: TrainerSettings, command: Sequence[str] = JOB_COMMAND
+) -> AsyncIterator[RunningServer]:
+    """Serve and run jobs inside the block. Jobs that run when it is left start again in the next.
+
+    Args:
+        settings: Where and how.
+        command: The program of a training job.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with exclusive(settings.data_dir):
+        async with _trainer_alone(settings, command) as server:
+            yield server
+
+
+@asynccontextmanager
+async def _trainer_alone(
+    settings: TrainerSettings, command: Sequence[str]
+) -> AsyncIterator[RunningServer]:
+    engine = await asyncio.to_thread(open_database, settings.data_dir / "trainer.db")
+    events = EventLog(engine, asyncio.get_running_loop())
+    store = JobStore(engine, events.changed)
+    datasets = DatasetStore(
+        engine, settings.data_dir / "datasets", settings.max_dataset_bytes, _now
+    )
+    executor = LocalExecutor(
+        num_threads=max(1, (os.cpu_count() or 1) // settings.parallel_jobs),
+        memory_bytes=settings.job_memory_bytes,
+        command=command,
+    )
+    async with dial_registry(settings.registry) as channel, asyncio.TaskGroup() as tasks:
+        scheduler = Scheduler(
+            store,
+            executor,
+            RegistryPublisher(channel),
+            dataset_path=datasets.path,
+            directory=settings.data_dir / "jobs",
+            parallel_jobs=settings.parallel_jobs,
+            now=_now,
+        )
+        submissions = Submissions(store, datasets, scheduler.wake, _now)
+        training = TrainingServicer(store, submissions, scheduler, events)
+        running = tasks.create_task(scheduler.run())
+        async with serving(
+            settings,
+            Service(
+                "servery.trainer.v1.DatasetService",
+                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets)),
+            ),
+            Service(
+                "servery.trainer.v1.TrainingService",
+                partial(add_TrainingServiceServicer_to_server, training),
+            ),
+        ) as server:
+            try:
+                yield server
+            finally:
+                events.close()  # Else each watcher would hold up the drain.
+        running.cancel()
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

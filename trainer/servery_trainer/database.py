@@ -1,0 +1,120 @@
+"""The database of the trainer: its tables, and an engine brought up to date.
+
+A row keeps its resource as the serialized message and, beside it, what is searched for. So a field
+added to a contract needs no migration.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    create_engine,
+    event,
+)
+
+METADATA: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+DATASET: Final = Table(
+    "dataset",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", String(31), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("message", LargeBinary, nullable=False, comment="servery.trainer.v1.Dataset"),
+    UniqueConstraint("tenant", "sha256"),
+    sqlite_autoincrement=True,
+)
+
+TRAINING_JOB: Final = Table(
+    "training_job",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("tenant", String(31), nullable=False),
+    Column("state", Integer, nullable=False, comment="servery.trainer.v1.TrainingJobState"),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("committing", Boolean, nullable=False, comment="the registry may hold the version"),
+    Column("message", LargeBinary, nullable=False, comment="servery.trainer.v1.TrainingJob"),
+    UniqueConstraint("name"),
+    Index(None, "state", "id"),
+    Index(None, "tenant", "id"),
+    sqlite_autoincrement=True,
+)
+
+JOB_EVENT: Final = Table(
+    "job_event",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("training_job.id"), nullable=False),
+    Column("subject", String(200), nullable=False, comment="newer progress replaces older of it"),
+    Column("message", LargeBinary, nullable=False, comment="WatchTrainingJobResponse"),
+    Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+CREATE_REQUEST: Final = Table(
+    "create_request",
+    METADATA,
+    Column("tenant", String(31), primary_key=True),
+    Column("request_id", String(36), primary_key=True),
+    Column("digest", String(64), nullable=False, comment="SHA-256 of the request"),
+    Column("job_id", ForeignKey("training_job.id"), nullable=False),
+    Column("create_time_s", BigInteger, nullable=False, comment="Unix time"),
+)
+
+_READS: Final = {"sqlite_begin": "DEFERRED"}
+
+
+def open_database(path: Path) -> Engine:
+    """Open the SQLite file, create it if missing, and migrate it to the tables above.
+
+    A transaction takes the write lock when it begins, so that what it read still holds when it
+    writes; `reads` gives an engine for those that only read.
+    """
+    engine = create_engine(f"sqlite:///{path}")
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", "servery_trainer:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return engine
+
+
+def reads(engine: Engine) -> Engine:
+    """Return the same database for transactions that read one snapshot and write nothing."""
+    return engine.execution_options(**_READS)
+
+
+def _configure(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # Else sqlite3 begins transactions where it likes.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    begin = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    connection.exec_driver_sql(f"BEGIN {begin}")

@@ -1,0 +1,75 @@
+"""DatasetService on the wire: parse, call the store, render."""
+
+from __future__ import annotations  # grpc's generics exist only in its stubs.
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from servery.trainer.v1 import dataset_pb2 as pb
+from servery.trainer.v1 import dataset_pb2_grpc as pb_grpc
+from servery_rpc.errors import FieldInvalidError
+from servery_rpc.identity import Caller, caller_of
+from servery_rpc.names import DatasetName, TenantName
+from servery_rpc.pages import page_token, parse_page
+from servery_trainer.dataset_store import DatasetStore, Upload
+
+
+class DatasetServicer(pb_grpc.DatasetServiceServicer):
+    """Serves one `DatasetStore`."""
+
+    def __init__(self, store: DatasetStore) -> None:
+        self._store = store
+
+    async def CreateDataset(
+        self,
+        request_iterator: AsyncIterator[pb.CreateDatasetRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> pb.CreateDatasetResponse:
+        """See dataset.proto."""
+        first = await anext(request_iterator, pb.CreateDatasetRequest())
+        if not first.HasField("header"):
+            raise FieldInvalidError("header", "", "be the first message")
+        upload = Upload.parse(first.header)
+        caller_of(context).require("train", upload.parent.tenant)
+        dataset = await self._store.receive(upload, _chunks(request_iterator))
+        return pb.CreateDatasetResponse(dataset=dataset)
+
+    async def GetDataset(
+        self, request: pb.GetDatasetRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.GetDatasetResponse:
+        """See dataset.proto."""
+        name = DatasetName.parse(request.name)
+        require_sight(caller_of(context), name.tenant)
+        return pb.GetDatasetResponse(dataset=await asyncio.to_thread(self._store.get, name))
+
+    async def ListDatasets(
+        self, request: pb.ListDatasetsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ListDatasetsResponse:
+        """See dataset.proto."""
+        parent = TenantName.parse(request.parent, "parent")
+        require_sight(caller_of(context), parent.tenant)
+        listing = f"{parent}/datasets"
+        page = parse_page(request.page_size, request.page_token, listing)
+        datasets, after = await asyncio.to_thread(self._store.list, parent.tenant, page)
+        token = page_token(listing, after) if after else ""
+        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=token)
+
+
+def require_sight(caller: Caller, tenant: str) -> None:
+    """Refuse who may neither read nor train in `tenant`.
+
+    Raises:
+        PermissionDeniedError: The caller may not.
+    """
+    if not caller.may("train", tenant):
+        caller.require("read", tenant)
+
+
+async def _chunks(requests: AsyncIterator[pb.CreateDatasetRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise FieldInvalidError("chunk", request.WhichOneof("part"), "follow the header")
+        yield request.chunk

@@ -1,0 +1,211 @@
+"""Datasets: files under their SHA-256, rows in the database, and the one way in."""
+
+import asyncio
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+from sqlalchemy import Engine, insert, select
+
+from servery.errors.v1 import error_reason_pb2 as reasons
+from servery.trainer.v1 import dataset_pb2 as pb
+from servery_rpc.errors import (
+    DigestMismatchError,
+    FieldInvalidError,
+    ServeryError,
+    UploadTooLargeError,
+)
+from servery_rpc.names import DatasetName, TenantName
+from servery_rpc.pages import Page
+from servery_trainer.database import DATASET, reads
+from servery_trainer.datasets import inspect
+from servery_trainer.durable import sync_directory
+from servery_trainer.store import page_key
+
+_MAX_CHUNK_BYTES: Final = 1024**2
+_MAX_DISPLAY_NAME: Final = 200
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class DatasetNotFoundError(ServeryError):
+    """No dataset has this name."""
+
+    reason = reasons.ERROR_REASON_DATASET_NOT_FOUND
+
+    def __init__(self, name: DatasetName) -> None:
+        super().__init__(f"{name} does not exist; upload the file first", name=str(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is about to arrive."""
+
+    parent: TenantName
+    format: pb.DatasetFormat.ValueType
+    display_name: str
+    sha256: str
+    """What the bytes must have; empty if the uploader does not say."""
+
+    @classmethod
+    def parse(cls, header: pb.CreateDatasetRequest.Header) -> Self:
+        """Parse the first message of an upload.
+
+        Raises:
+            FieldInvalidError: A field is malformed.
+        """
+        parent = TenantName.parse(header.parent, "header.parent")
+        if header.format not in (pb.DATASET_FORMAT_CSV, pb.DATASET_FORMAT_NPZ):
+            raise FieldInvalidError(
+                "header.format", header.format, "be DATASET_FORMAT_CSV or DATASET_FORMAT_NPZ"
+            )
+        if len(header.display_name) > _MAX_DISPLAY_NAME:
+            rule = f"have at most {_MAX_DISPLAY_NAME} characters"
+            raise FieldInvalidError("header.display_name", header.display_name, rule)
+        if header.sha256 and not _SHA256.fullmatch(header.sha256):
+            raise FieldInvalidError("header.sha256", header.sha256, "be 64 lowercase hex digits")
+        return cls(parent, header.format, header.display_name, header.sha256)
+
+
+class DatasetStore:
+    """The datasets of all tenants.
+
+    Args:
+        engine: The database with their rows.
+        directory: Of their files; made if missing. One process at a time.
+        max_bytes: Largest file taken.
+        now: The clock.
+    """
+
+    def __init__(
+        self, engine: Engine, directory: Path, max_bytes: int, now: Callable[[], datetime]
+    ) -> None:
+        self._engine = engine
+        self._reads = reads(engine)
+        self._directory = directory
+        self._staging = directory / "staging"
+        self._max_bytes = max_bytes
+        self._now = now
+        shutil.rmtree(self._staging, ignore_errors=True)  # Uploads that a crash broke off.
+        self._staging.mkdir(parents=True)
+
+    async def receive(self, upload: Upload, chunks: AsyncIterator[bytes]) -> pb.Dataset:
+        """Store the bytes and return their dataset; the stored one if they were there before.
+
+        However this ends before it returns, nothing is left.
+
+        Raises:
+            FieldInvalidError: A chunk is too large, or the bytes are stored in another format.
+            UploadTooLargeError: There are too many bytes.
+            DigestMismatchError: They are not those that were declared.
+            DatasetInvalidError: They cannot be read as a dataset.
+        """
+        staged = self._staging / uuid.uuid4().hex
+        try:
+            file = await asyncio.to_thread(staged.open, "wb")
+            with file:
+                sha256, size_bytes = await self._take(file, chunks)
+                await asyncio.to_thread(_sync, file)
+            if upload.sha256 and upload.sha256 != sha256:
+                raise DigestMismatchError(upload.display_name or "file", upload.sha256, sha256)
+            return await asyncio.to_thread(self._admit, staged, upload, sha256, size_bytes)
+        finally:
+            await asyncio.to_thread(staged.unlink, missing_ok=True)
+
+    def get(self, name: DatasetName) -> pb.Dataset:
+        """Return a dataset. Blocks.
+
+        Raises:
+            DatasetNotFoundError: There is none.
+        """
+        found = self._find(name)
+        if found is None:
+            raise DatasetNotFoundError(name)
+        return found
+
+    def list(self, tenant: str, page: Page) -> tuple[Sequence[pb.Dataset], str | None]:
+        """Return a page of a tenant's datasets, the newest first, and the next key. Blocks."""
+        query = select(DATASET.c.id, DATASET.c.message).where(DATASET.c.tenant == tenant)
+        if page.after is not None:
+            query = query.where(DATASET.c.id < page_key(page.after))
+        with self._reads.begin() as connection:
+            rows = connection.execute(
+                query.order_by(DATASET.c.id.desc()).limit(page.size + 1)
+            ).all()
+        datasets = [pb.Dataset.FromString(row.message) for row in rows[: page.size]]
+        return datasets, str(rows[page.size - 1].id) if len(rows) > page.size else None
+
+    def path(self, name: DatasetName) -> Path:
+        """Return the file of a dataset that exists; it never changes."""
+        return self._directory / name.tenant / name.sha256
+
+    async def _take(self, file: BinaryIO, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        digest, size_bytes = hashlib.sha256(), 0
+
+        def write(chunk: bytes) -> None:
+            digest.update(chunk)
+            file.write(chunk)
+
+        async for chunk in chunks:
+            if len(chunk) > _MAX_CHUNK_BYTES:
+                rule = f"have at most {_MAX_CHUNK_BYTES} bytes"
+                raise FieldInvalidError("chunk", f"{len(chunk)} bytes", rule)
+            size_bytes += len(chunk)
+            if size_bytes > self._max_bytes:
+                raise UploadTooLargeError(self._max_bytes)
+            await asyncio.to_thread(write, chunk)
+        return digest.hexdigest(), size_bytes
+
+    def _admit(self, staged: Path, upload: Upload, sha256: str, size_bytes: int) -> pb.Dataset:
+        name = DatasetName(upload.parent.tenant, sha256)
+        if stored := self._find(name):
+            if stored.format != upload.format:
+                known = pb.DatasetFormat.Name(stored.format)
+                rule = f"be {known}, as which these bytes are stored"
+                raise FieldInvalidError("header.format", upload.format, rule)
+            return stored
+        info = inspect(staged, upload.format)
+        dataset = pb.Dataset(
+            name=str(name),
+            display_name=upload.display_name,
+            format=upload.format,
+            size_bytes=size_bytes,
+            row_count=info.row_count,
+            columns=info.columns,
+        )
+        dataset.create_time.FromDatetime(self._now().astimezone(UTC))
+        final = self.path(name)
+        final.parent.mkdir(exist_ok=True)
+        staged.replace(final)
+        sync_directory(final.parent)
+        with self._engine.begin() as connection:
+            if stored := self._find(name):  # Another upload of the same bytes was faster.
+                return stored
+            connection.execute(
+                insert(DATASET).values(
+                    tenant=name.tenant,
+                    sha256=sha256,
+                    message=dataset.SerializeToString(),
+                )
+            )
+        return dataset
+
+    def _find(self, name: DatasetName) -> pb.Dataset | None:
+        with self._reads.begin() as connection:
+            message = connection.execute(
+                select(DATASET.c.message).where(
+                    DATASET.c.tenant == name.tenant, DATASET.c.sha256 == name.sha256
+                )
+            ).scalar_one_or_none()
+        return None if message is None else pb.Dataset.FromString(message)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,31 @@
+"""What the trainer asks of the file system beyond reading and writing."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Keep other processes out of `directory` inside the block; the kernel lets go if this dies.
+
+    Raises:
+        RuntimeError: Another process is in.
+    """
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{directory} is in use by another trainer") from None
+        yield
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` survive a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,31 @@
+"""What the trainer can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from servery_rpc.settings import ServerSettings, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings(ServerSettings):
+    """Take datasets and training jobs; run each job in its own process; publish what comes out."""
+
+    data_dir: Path = option("directory for datasets, jobs and the database; made if missing")
+    registry: str = option("host:port or unix:/path of the registry to publish to")
+    parallel_jobs: int = option("training processes that run at the same time", 1)
+    job_memory_bytes: int = option("address space one training process may use; 0: no limit", 0)
+    max_message_bytes: int = option("largest message accepted or sent; -1: no limit", 64 * 1024**2)
+    max_dataset_bytes: int = option("largest dataset accepted", 2 * 1024**3)
+
+    def __post_init__(self) -> None:
+        """See `ServerSettings`."""
+        # dataclass(slots=True) replaces the class, so the argument-free form of super() fails.
+        super(TrainerSettings, self).__post_init__()
+        if not self.registry:
+            raise ValueError("registry must be host:port or unix:/path, not empty")
+        if self.parallel_jobs < 1:
+            raise ValueError(f"parallel_jobs must be at least 1, not {self.parallel_jobs}")
+        if self.job_memory_bytes < 0:
+            raise ValueError(f"job_memory_bytes must be at least 0, not {self.job_memory_bytes}")
+        if self.max_dataset_bytes < 1:
+            raise ValueError(f"max_dataset_bytes must be at least 1, not {self.max_dataset_bytes}")
