@@ -1,0 +1,212 @@
+"""The seven files of a version, as docs/reference/bundle.md describes them.
+
+Shape suffixes: B rows, K classes.
+"""
+
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from servery_trainer.evaluation import Evaluation
+from servery_trainer.examples import Examples
+from servery_trainer.parity import Parity
+from servery_trainer.preprocessing import FloatArray
+from servery_trainer.profiling import Latency
+from servery_trainer.rows import IMAGE_INPUT, LABEL_OUTPUT, PROBABILITIES_OUTPUT
+
+GOLDEN_ROWS: Final = 16
+"""At least so many golden rows, if so many were held out; more to show each class."""
+
+_MOST_GOLDEN_ROWS: Final = 256
+_DATATYPES: Final = {"float16": "FP16", "float32": "FP32"}
+_LIBRARIES: Final = ("keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
+_QUANTILES: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_STATISTICS_VALUES: Final = 10_000_000
+"""Quantiles of larger parts are those of evenly spaced rows."""
+
+
+def signature(task: str, inputs: Mapping[str, NDArray[Any]], labels: Sequence[str]) -> Any:
+    """Describe the inputs and outputs of the graph."""
+    return {
+        "task": task,
+        "inputs": [
+            {
+                "name": name,
+                "datatype": _datatype(values.dtype),
+                "shape": [-1, *values.shape[1:]],
+                "meaning": "pixels: height, width, channel"
+                if name == IMAGE_INPUT and values.ndim == 4
+                else f"column `{name}`",
+            }
+            for name, values in inputs.items()
+        ],
+        "outputs": [
+            {
+                "name": LABEL_OUTPUT,
+                "datatype": "BYTES",
+                "shape": [-1, 1],
+                "meaning": "most probable class",
+            },
+            {
+                "name": PROBABILITIES_OUTPUT,
+                "datatype": "FP32",
+                "shape": [-1, len(labels)],
+                "meaning": "probability of each class",
+                "labels": list(labels),
+            },
+        ],
+    }
+
+
+def _datatype(dtype: np.dtype[Any]) -> str:
+    return _DATATYPES.get(dtype.name, dtype.name.upper())
+
+
+def pick_golden(probabilities_BK: FloatArray, codes_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose rows that show every class and whose label no rounding can turn.
+
+    Args:
+        probabilities_BK: Of the trained network, for the rows to choose from.
+        codes_B: The true class of each.
+
+    Returns:
+        Indices, ascending.
+    """
+    ranked_BK = np.sort(probabilities_BK, axis=1)
+    clearest_first_B = np.argsort(ranked_BK[:, -2] - ranked_BK[:, -1], kind="stable")
+    rank_B = np.empty(len(codes_B), np.int64)  # 0 for the clearest row of each class
+    seen: dict[int, int] = {}
+    for row in clearest_first_B:
+        rank_B[row] = seen.get(int(codes_B[row]), 0)
+        seen[int(codes_B[row])] = int(rank_B[row]) + 1
+    wanted = min(max(GOLDEN_ROWS, len(seen)), _MOST_GOLDEN_ROWS, len(codes_B))
+    return np.sort(np.argsort(rank_B, kind="stable")[:wanted])
+
+
+def golden(
+    inputs: Mapping[str, NDArray[Any]],
+    probabilities_BK: FloatArray,
+    labels: Sequence[str],
+    tolerance: float,
+) -> bytes:
+    """Pack rows with what the trained network answers."""
+    texts = np.array(labels, np.str_)[probabilities_BK.argmax(axis=1)]
+    arrays: dict[str, NDArray[Any]] = {f"input:{name}": rows for name, rows in inputs.items()}
+    arrays[f"output:{LABEL_OUTPUT}"] = texts[:, None]
+    arrays[f"output:{PROBABILITIES_OUTPUT}"] = probabilities_BK
+    arrays["tolerance"] = np.array(tolerance, np.float64)
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def metrics(evaluation: Evaluation, parity: Parity) -> Any:
+    """Render the evaluation of the graph."""
+    return {
+        **evaluation.summary,
+        "test_rows": int(evaluation.confusion.sum()),
+        "classes": [
+            {
+                "label": figures.label,
+                "precision": figures.precision,
+                "recall": figures.recall,
+                "f1": figures.f1,
+                "support": figures.support,
+            }
+            for figures in evaluation.classes
+        ],
+        "confusion_matrix": evaluation.confusion.tolist(),
+        "parity": {
+            "row_count": parity.row_count,
+            "max_relative_error": parity.max_relative_error,
+            "label_agreement": parity.label_agreement,
+            "tolerance": parity.tolerance,
+        },
+    }
+
+
+def profile(latencies: Sequence[Latency], threads: int) -> Any:
+    """Render the latencies and where they were measured."""
+    return {
+        "runtime": f"onnxruntime {version('onnxruntime')}",
+        "execution_provider": "CPUExecutionProvider",
+        "threads": threads,
+        "machine": {"system": platform.system(), "architecture": platform.machine()},
+        "latencies": [
+            {
+                "batch_size": latency.batch_size,
+                "runs": latency.runs,
+                "median_us": latency.median_us,
+                "p95_us": latency.p95_us,
+            }
+            for latency in latencies
+        ],
+    }
+
+
+def statistics(examples: Examples, train: NDArray[np.int64]) -> Any:
+    """Describe the training part, to tell later whether live data drifts from it."""
+    counts = np.bincount(examples.codes_B[train], minlength=len(examples.labels))
+    return {
+        "row_count": len(train),
+        "inputs": {name: _describe(values[train]) for name, values in examples.inputs.items()},
+        "labels": dict(zip(examples.labels, counts.tolist(), strict=True)),
+    }
+
+
+def _describe(values: NDArray[Any]) -> Any:
+    every = -(-values.size // _STATISTICS_VALUES)
+    flat = values[::every].astype(np.float64).ravel()
+    present = flat[~np.isnan(flat)]
+    return {
+        "count": values.size,
+        "missing_count": int(np.isnan(values).sum()),
+        "mean": float(present.mean()),
+        "standard_deviation": float(present.std()),
+        "minimum": float(np.nanmin(values)),
+        "maximum": float(np.nanmax(values)),
+        "quantiles": {
+            f"{share:g}": float(value)
+            for share, value in zip(_QUANTILES, np.quantile(present, _QUANTILES), strict=True)
+        },
+    }
+
+
+def libraries(tensorflow: str) -> dict[str, str]:
+    """Return the version of everything that decides what a job makes, that of TensorFlow given."""
+    known = {"python": platform.python_version(), "tensorflow": tensorflow}
+    return known | {name: version(name) for name in _LIBRARIES}
+
+
+def write(
+    directory: Path, model: onnx.ModelProto, golden_rows: bytes, documents: Mapping[str, Any]
+) -> None:
+    """Write a bundle: all of it or nothing.
+
+    Args:
+        directory: Created if missing.
+        model: Becomes `model.onnx`.
+        golden_rows: Becomes `golden.npz`.
+        documents: The JSON files, by name.
+    """
+    files = {"model.onnx": model.SerializeToString(deterministic=True), "golden.npz": golden_rows}
+    for name, document in documents.items():
+        files[name] = json.dumps(document, indent=1, allow_nan=False).encode()
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for name, content in files.items():
+            written.append(directory / name)
+            written[-1].write_bytes(content)
+    except BaseException:  # also a cancellation
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise

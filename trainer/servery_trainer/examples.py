@@ -1,0 +1,181 @@
+"""From a stored file to the cleaned rows a job learns from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servery.trainer.v1 import training_pb2
+from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.rows import IMAGE_INPUT, Rows, missing_value, read_images, read_table
+from servery_trainer.sizes import check_size
+from servery_trainer.spec import ImageTask, Spec, TabularTask
+from servery_trainer.split import MIN_ROWS_PER_CLASS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """The rows that are left after cleaning.
+
+    Shape suffixes: B rows.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    """See `Rows`. NaN only where it is to be imputed."""
+
+    codes_B: NDArray[np.int64]
+    """See `Rows`."""
+
+    labels: tuple[str, ...]
+    """See `Rows`."""
+
+    row_numbers_B: NDArray[np.int64]
+    """`Rows.numbers_B`."""
+
+    total: int
+    """Rows in the file."""
+
+    dropped_missing: int
+    """Rows left out for missing values."""
+
+    dropped_duplicates: int
+    """Rows left out because they repeat an earlier one."""
+
+    kept_duplicates: int
+    """Rows left in although they repeat an earlier one."""
+
+    def take(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return the inputs of these rows, given as indices."""
+        return {name: values[rows] for name, values in self.inputs.items()}
+
+
+def load_examples(spec: Spec, path: Path) -> Examples:
+    """Read a dataset as `spec` asks, check all of it and clean it.
+
+    Args:
+        spec: What to read and what to do with missing values and duplicates.
+        path: A file that `datasets.inspect` accepted in the format of the task.
+
+    Raises:
+        DatasetInvalidError: The data cannot be used as asked.
+        FieldInvalidError: The network would be too large for rows of this shape.
+    """
+    match spec.task:
+        case TabularTask() as task:
+            rows = read_table(task, path)
+            total = len(rows.codes_B)
+            rows = _without_missing(rows, task.missing)
+        case ImageTask() as task:
+            rows = read_images(task, path)
+            total = len(rows.codes_B)
+    dropped_missing = total - len(rows.codes_B)
+    repeats_B = _repeats(rows, task.duplicates)
+    repeated = int(repeats_B.sum())
+    kept = task.duplicates == training_pb2.DUPLICATE_POLICY_KEEP
+    if not kept:
+        rows = rows.keep(~repeats_B)
+    _check_classes(rows, task)
+    check_size(spec.family, _feature_shape(rows), len(rows.labels))
+    return Examples(
+        inputs=rows.inputs,
+        codes_B=rows.codes_B,
+        labels=rows.labels,
+        row_numbers_B=rows.numbers_B,
+        total=total,
+        dropped_missing=dropped_missing,
+        dropped_duplicates=0 if kept else repeated,
+        kept_duplicates=repeated if kept else 0,
+    )
+
+
+def _feature_shape(rows: Rows) -> tuple[int, ...]:
+    image = rows.inputs.get(IMAGE_INPUT)
+    if image is not None and image.ndim == 4:
+        return image.shape[1:]
+    return (len(rows.inputs),)
+
+
+def _without_missing(rows: Rows, policy: training_pb2.MissingPolicy.ValueType) -> Rows:
+    for name, values in rows.inputs.items():
+        if np.isnan(values).all():
+            raise missing_value(1, name, "no row has a value in it; leave the column out")
+    if policy == training_pb2.MISSING_POLICY_IMPUTE_MEDIAN:
+        return rows
+    missing_B = np.zeros(len(rows.codes_B), np.bool_)
+    for values in rows.inputs.values():
+        missing_B |= np.isnan(values[:, 0])
+    if policy == training_pb2.MISSING_POLICY_DROP_ROWS:
+        return rows.keep(~missing_B)
+    if missing_B.any():
+        row = int(missing_B.argmax())
+        column = next(name for name, values in rows.inputs.items() if np.isnan(values[row, 0]))
+        raise missing_value(
+            int(rows.numbers_B[row]),
+            column,
+            "fill the cell in, or choose to drop such rows or to impute the median",
+        )
+    return rows
+
+
+def _repeats(rows: Rows, policy: training_pb2.DuplicatePolicy.ValueType) -> NDArray[np.bool_]:
+    """Mark rows that repeat an earlier one in every input and the class.
+
+    Raises:
+        DatasetInvalidError: There is one, and the policy is to refuse.
+    """
+    first: dict[bytes, int] = {}
+    repeats_B = np.zeros(len(rows.codes_B), np.bool_)
+    columns = list(rows.inputs.values())
+    for start in range(0, len(rows.codes_B), 1024):
+        # adding 0 makes -0.0 and 0.0 the same bytes
+        flat = [
+            c[start : start + 1024].reshape(len(c[start : start + 1024]), -1) + 0 for c in columns
+        ]
+        block = np.ascontiguousarray(np.concatenate(flat, axis=1))
+        codes = rows.codes_B[start : start + 1024]
+        for offset, (row, code) in enumerate(zip(block, codes.tolist(), strict=True)):
+            digest = hashlib.blake2b(row.tobytes() + b"%d" % code, digest_size=16).digest()
+            index = start + offset
+            earlier = first.setdefault(digest, index)
+            if earlier == index:
+                continue
+            repeats_B[index] = True
+            if policy == training_pb2.DUPLICATE_POLICY_REFUSE:
+                raise _duplicate(int(rows.numbers_B[earlier]), int(rows.numbers_B[index]))
+    return repeats_B
+
+
+def _duplicate(earlier: int, later: int) -> DatasetInvalidError:
+    return DatasetInvalidError(
+        Problem.DUPLICATE_ROW,
+        f"row {later} repeats row {earlier}; remove it, or choose to drop or to keep duplicates",
+        row=later,
+    )
+
+
+def _check_classes(rows: Rows, task: TabularTask | ImageTask) -> None:
+    column = task.target if isinstance(task, TabularTask) else None
+    array = task.labels if isinstance(task, ImageTask) else None
+    counts = np.bincount(rows.codes_B, minlength=len(rows.labels))
+    if np.count_nonzero(counts) < 2:
+        left = " after cleaning" if len(rows.labels) > 1 else ""
+        raise DatasetInvalidError(
+            Problem.ONE_CLASS,
+            f"there are fewer than two classes{left}; a classifier needs rows of two or more",
+            column=column,
+            array=array,
+        )
+    rare = int(counts.argmin())
+    if counts[rare] < MIN_ROWS_PER_CLASS:
+        raise DatasetInvalidError(
+            Problem.RARE_CLASS,
+            f"class {shown(rows.labels[rare])!r} has {counts[rare]} rows, but each part (training,"
+            f" validation, test) needs one; add rows up to {MIN_ROWS_PER_CLASS} or remove the"
+            " class",
+            column=column,
+            array=array,
+        )

@@ -1,0 +1,122 @@
+"""The process of one training job: `python -m servery_trainer.job --spec --dataset --out`.
+
+Its standard output is JSON lines and nothing else: `{"progress": Progress}` as it goes, then one
+`{"result": TrainingResult}` (exit status 0) or `{"error": {"reason", "message", "metadata"}}` (exit
+status 1). On SIGTERM it ends at once, without either and without a bundle (exit status 143).
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn, TextIO
+
+from google.protobuf import json_format
+
+from servery.errors.v1 import error_reason_pb2 as reasons
+from servery.errors.v1.error_reason_pb2 import ErrorReason
+from servery.trainer.v1 import training_pb2
+from servery_rpc.errors import ServeryError
+from servery_trainer.spec import parse_spec
+
+MIN_INTERVAL_S: Final = 0.1
+"""Between two lines of progress in one phase."""
+
+STOPPED: Final = 128 + signal.SIGTERM
+
+log = logging.getLogger(__name__)
+
+
+class Lines:
+    """The JSON lines of a job."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._sent = -MIN_INTERVAL_S
+        self._phase = training_pb2.PHASE_UNSPECIFIED
+        self._held: training_pb2.Progress | None = None
+
+    def progress(self, progress: training_pb2.Progress) -> None:
+        """Write progress, unless a line of the same phase was written too short a time ago."""
+        entered = progress.phase != self._phase
+        if not entered and time.monotonic() - self._sent < MIN_INTERVAL_S:
+            self._held = progress
+            return
+        if entered and self._held is not None:
+            self._write_progress(self._held)  # how the phase before ended
+        self._write_progress(progress)
+
+    def _write_progress(self, progress: training_pb2.Progress) -> None:
+        self._held = None
+        self._phase, self._sent = progress.phase, time.monotonic()
+        self._write({"progress": json_format.MessageToDict(progress)})
+
+    def result(self, result: training_pb2.TrainingResult) -> None:
+        """Write what came out."""
+        self._write({"result": json_format.MessageToDict(result)})
+
+    def error(
+        self, reason: ErrorReason.ValueType, message: str, metadata: Mapping[str, str]
+    ) -> None:
+        """Write why nothing came out."""
+        error = {"reason": ErrorReason.Name(reason), "message": message, "metadata": dict(metadata)}
+        self._write({"error": error})
+
+    def _write(self, line: Any) -> None:
+        self._output.write(json.dumps(line) + "\n")
+        self._output.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; the only place that touches the streams and signals of the process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m servery_trainer.job", description="Run one training job."
+    )
+    parser.add_argument("--spec", type=Path, required=True, help="TrainingSpec as JSON")
+    parser.add_argument("--dataset", type=Path, required=True, help="file of the dataset")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the bundle")
+    parser.add_argument("--threads", type=int, default=1, help="threads to compute with [1]")
+    args = parser.parse_args(argv)
+    if args.threads < 1:
+        parser.error("--threads must be at least 1")
+    signal.signal(signal.SIGTERM, _stop)
+    logging.basicConfig(level=logging.WARNING)
+    lines = Lines(_claim_stdout())
+    try:
+        lines.progress(training_pb2.Progress(phase=training_pb2.PHASE_STARTING))
+        spec = parse_spec(json_format.Parse(args.spec.read_bytes(), training_pb2.TrainingSpec()))
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from servery_trainer import pipeline  # TensorFlow takes seconds: say STARTING first
+
+        lines.result(pipeline.run(spec, args.dataset, args.out, args.threads, lines.progress))
+    except ServeryError as error:
+        lines.error(error.reason, str(error), error.metadata)
+        return 1
+    except BrokenPipeError:
+        return 1  # nobody listens any more
+    except Exception as error:
+        log.exception("the job crashed")
+        message = f"the process of the job failed with {type(error).__name__}; see the trainer log"
+        lines.error(reasons.ERROR_REASON_TRAINING_JOB_CRASHED, message, {"exit": "1"})
+        return 1
+    return 0
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit(STOPPED)
+
+
+def _claim_stdout() -> TextIO:
+    """Return the standard output, and send what libraries print there to standard error."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return output
+
+
+if __name__ == "__main__":
+    sys.exit(main())

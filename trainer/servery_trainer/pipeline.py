@@ -1,0 +1,160 @@
+"""The steps of a job, from a stored file to a proven bundle. Imports TensorFlow."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from google.protobuf import json_format
+from numpy.typing import NDArray
+
+from servery.trainer.v1 import training_pb2
+from servery_trainer import bundle, export, families, parity, profiling, training
+from servery_trainer.evaluation import evaluate
+from servery_trainer.examples import Examples, load_examples
+from servery_trainer.preprocessing import fit_preprocessing
+from servery_trainer.spec import Spec
+from servery_trainer.split import Split, split_rows
+
+Report = Callable[[training_pb2.Progress], None]
+
+_PARITY_ROWS = 1024
+
+
+def run(
+    spec: Spec, dataset: Path, out: Path, threads: int, report: Report
+) -> training_pb2.TrainingResult:
+    """Do all of a job but publishing.
+
+    Args:
+        spec: What to do.
+        dataset: The file of `spec.dataset`.
+        out: Directory to write the bundle to.
+        threads: Threads of TensorFlow and ONNX Runtime, at least 1.
+        report: Called at each phase and after each step; what it raises ends the job.
+
+    Returns:
+        What came out, without the version.
+
+    Raises:
+        ServeryError: The job failed for a reason its creator can act on.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    keras.utils.set_random_seed(spec.training.seed)
+    tf.config.experimental.enable_op_determinism()
+
+    report(_phase(training_pb2.PHASE_PREPARING, spec))
+    examples = load_examples(spec, dataset)
+    split = split_rows(
+        examples.codes_B,
+        validation_fraction=spec.validation_fraction,
+        test_fraction=spec.test_fraction,
+        seed=spec.training.seed,
+    )
+    preprocessing = fit_preprocessing(spec, examples.take(split.train))
+
+    report(_phase(training_pb2.PHASE_TRAINING, spec))
+    network = families.build(spec.family, preprocessing.feature_shape, len(examples.labels))
+    train, validation = (
+        training.Part(examples, rows, preprocessing) for rows in (split.train, split.validation)
+    )
+    epochs = training.fit(network, train, validation, spec.training, report)
+
+    report(_phase(training_pb2.PHASE_CONVERTING, spec))
+    classifier = export.with_softmax(network)
+    model = export.to_onnx(classifier, preprocessing, examples.labels)
+    graph = parity.Graph(model, threads)
+    held_out = np.concatenate([split.test, split.validation])[:_PARITY_ROWS]
+    expected_BK = export.predict(classifier, preprocessing, examples.take(held_out))
+    proven = parity.check_parity(
+        graph,
+        examples.take(held_out),
+        expected_BK,
+        examples.labels,
+        families.PARITY_TOLERANCES[type(spec.family)],
+    )
+
+    report(_phase(training_pb2.PHASE_EVALUATING, spec))
+    test = examples.take(split.test)
+    evaluation = evaluate(graph.predict(test), examples.codes_B[split.test], examples.labels)
+    latencies = profiling.measure(graph, test)
+
+    shown = bundle.pick_golden(expected_BK, examples.codes_B[held_out])
+    bundle.write(
+        out,
+        model,
+        bundle.golden(
+            examples.take(held_out[shown]), expected_BK[shown], examples.labels, proven.tolerance
+        ),
+        {
+            "signature.json": bundle.signature(spec.task.name, examples.inputs, examples.labels),
+            "metrics.json": bundle.metrics(evaluation, proven),
+            "profile.json": bundle.profile(latencies, threads),
+            "statistics.json": bundle.statistics(examples, split.train),
+            "lineage.json": _lineage(spec, examples, split),
+        },
+    )
+    return training_pb2.TrainingResult(
+        metrics=evaluation.summary,
+        parity=training_pb2.Parity(
+            row_count=proven.row_count,
+            max_relative_error=proven.max_relative_error,
+            label_agreement=proven.label_agreement,
+            tolerance=proven.tolerance,
+        ),
+        rows=_row_counts(examples, split),
+        labels=examples.labels,
+        confusion_matrix=evaluation.confusion.ravel().tolist(),
+        epochs=epochs,
+        latencies=[
+            training_pb2.Latency(batch_size=latency.batch_size, median_us=latency.median_us)
+            for latency in latencies
+        ],
+    )
+
+
+def _phase(phase: training_pb2.Phase.ValueType, spec: Spec) -> training_pb2.Progress:
+    return training_pb2.Progress(phase=phase, max_epochs=spec.training.max_epochs)
+
+
+def _row_counts(examples: Examples, split: Split) -> training_pb2.RowCounts:
+    return training_pb2.RowCounts(
+        total=examples.total,
+        dropped_missing=examples.dropped_missing,
+        dropped_duplicates=examples.dropped_duplicates,
+        train=len(split.train),
+        validation=len(split.validation),
+        test=len(split.test),
+    )
+
+
+def _lineage(spec: Spec, examples: Examples, split: Split) -> Any:
+    return {
+        "dataset": str(spec.dataset),
+        "spec": json_format.MessageToDict(spec.to_proto()),
+        "seed": spec.training.seed,
+        "rows": {
+            "total": examples.total,
+            "dropped_missing": examples.dropped_missing,
+            "dropped_duplicates": examples.dropped_duplicates,
+            "kept_duplicates": examples.kept_duplicates,
+        },
+        "split": {
+            name: {"row_count": len(rows), "sha256": _digest(examples.row_numbers_B[rows])}
+            for name, rows in (
+                ("train", split.train),
+                ("validation", split.validation),
+                ("test", split.test),
+            )
+        },
+        "libraries": bundle.libraries(tf.__version__),
+    }
+
+
+def _digest(row_numbers_B: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of row numbers, as little-endian 64-bit integers."""
+    return hashlib.sha256(row_numbers_B.astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,247 @@
+"""From a stored file to rows: every value parsed, none left out yet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servery_trainer import archives, tables
+from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.spec import ImageTask, TabularTask
+
+IMAGE_INPUT: Final = "image"
+LABEL_OUTPUT: Final = "label"
+PROBABILITIES_OUTPUT: Final = "probabilities"
+
+_MOST_NAMES: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows of a file.
+
+    Shape suffixes: B rows.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    """By input of the graph, in its order: for a table one float32 [B, 1] per column, NaN for a
+    missing value; for images `image` [B, height, width, channel] of the dataset's dtype (float32
+    for float64)."""
+
+    codes_B: NDArray[np.int64]
+    """The class of each row, an index of `labels`."""
+
+    labels: tuple[str, ...]
+    """The text of each class, in ascending order, by number if all of them are whole numbers."""
+
+    numbers_B: NDArray[np.int64]
+    """The number of each row in the file, from 1."""
+
+    def keep(self, mask_B: NDArray[np.bool_]) -> "Rows":
+        """Return the rows where `mask_B` holds."""
+        if mask_B.all():
+            return self
+        return Rows(
+            inputs={name: values[mask_B] for name, values in self.inputs.items()},
+            codes_B=self.codes_B[mask_B],
+            labels=self.labels,
+            numbers_B=self.numbers_B[mask_B],
+        )
+
+
+def read_table(task: TabularTask, path: Path) -> Rows:
+    """Read the features and the target of a CSV file.
+
+    Raises:
+        DatasetInvalidError: A column is missing or named like an output of the model, a feature
+            holds something else than numbers, or a row has no class.
+    """
+    header = tables.read_header(path)
+    features = task.features or tuple(name for name in header if name != task.target)
+    _check_columns(header, features, task.target)
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in features]
+    targets: list[str] = []
+    for block in tables.read_blocks(path, header, [*features, task.target]):
+        *cells, target = block.columns
+        if target.null_count:
+            row = block.first_row + target.is_null().to_pylist().index(True)
+            raise missing_value(row, task.target, "give it a class or remove the row")
+        targets += target.to_pylist()
+        for part, numbers in zip(parts, _numbers(block, cells, features), strict=True):
+            part.append(numbers)
+    if not targets:
+        raise DatasetInvalidError(Problem.EMPTY, "the file has a header line but no rows")
+    inputs = {
+        name: np.concatenate(part)[:, None] for name, part in zip(features, parts, strict=True)
+    }
+    codes_B, labels = encode_labels(targets)
+    return Rows(
+        inputs=inputs, codes_B=codes_B, labels=labels, numbers_B=np.arange(1, len(targets) + 1)
+    )
+
+
+def _check_columns(header: Sequence[str], features: Sequence[str], target: str) -> None:
+    for name in (target, *features):
+        if name not in header:
+            known = ", ".join(header[:_MOST_NAMES]) + (", …" if len(header) > _MOST_NAMES else "")
+            raise DatasetInvalidError(
+                Problem.MISSING_COLUMN,
+                f"there is no column {shown(name)!r}; the file has {known}",
+                column=name,
+            )
+        if name in (LABEL_OUTPUT, PROBABILITIES_OUTPUT) and name != target:
+            raise DatasetInvalidError(
+                Problem.DUPLICATE_COLUMN,
+                f"column {name!r} has the name of an output of the model; rename it or leave it"
+                " out of the features",
+                column=name,
+            )
+    if not features:
+        raise DatasetInvalidError(
+            Problem.MISSING_COLUMN,
+            f"the file holds no column but the target {target!r}; there is nothing to learn from",
+            column=target,
+        )
+
+
+def _numbers(
+    block: tables.Block, cells: Sequence[Any], features: Sequence[str]
+) -> list[NDArray[np.float32]]:
+    """Parse the features of a block; of several bad cells the one in the first row is named."""
+    parsed, bad = [], []
+    for index, column in enumerate(cells):
+        numbers, wrong = tables.parse_numbers(column)
+        with np.errstate(over="ignore"):
+            narrow = numbers.astype(np.float32)
+        if wrong is None and np.isinf(narrow).any():
+            wrong = int(np.isinf(narrow).argmax())
+        if wrong is not None:
+            bad.append((wrong, index))
+        parsed.append(narrow)
+    if bad:
+        row, index = min(bad)
+        value = cells[index][row].as_py()
+        raise tables.not_a_number(block.first_row + row, features[index], value)
+    return parsed
+
+
+def missing_value(row: int, column: str, way_out: str) -> DatasetInvalidError:
+    """Say that a cell is empty, and what to do about it."""
+    return DatasetInvalidError(
+        Problem.MISSING_VALUE,
+        f"row {row}, column {column!r} is empty; {way_out}",
+        row=row,
+        column=column,
+    )
+
+
+def read_images(task: ImageTask, path: Path) -> Rows:
+    """Read the images and the classes of an NPZ file.
+
+    Raises:
+        DatasetInvalidError: An array is missing, of a wrong shape or dtype, or holds NaN; or a row
+            has no class.
+    """
+    with archives.open_archive(path) as archive:
+        _check_arrays(task, archive.headers)
+        images, classes = archive.load(task.images), archive.load(task.labels)
+    if images.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            narrow = images.astype(np.float32)
+        bad_B = ~np.isfinite(narrow).reshape(len(narrow), -1).all(axis=1)
+        if bad_B.any():
+            row = int(bad_B.argmax()) + 1
+            raise DatasetInvalidError(
+                Problem.NOT_A_NUMBER,
+                f"row {row} of array {task.images!r} holds NaN, infinity or a number beyond"
+                " float32; correct or remove it",
+                row=row,
+                array=task.images,
+            )
+        images = images if images.dtype == np.float16 else narrow
+    codes_B, labels = encode_labels(_class_texts(classes, task.labels))
+    return Rows(
+        inputs={IMAGE_INPUT: images[..., None] if images.ndim == 3 else images},
+        codes_B=codes_B,
+        labels=labels,
+        numbers_B=np.arange(1, len(images) + 1),
+    )
+
+
+def _check_arrays(task: ImageTask, headers: Mapping[str, archives.ArrayHeader]) -> None:
+    for name in (task.images, task.labels):
+        if name not in headers:
+            known = ", ".join(headers)
+            raise DatasetInvalidError(
+                Problem.MISSING_ARRAY,
+                f"there is no array {shown(name)!r}; the file has {shown(known)}",
+                array=name,
+            )
+    images, labels = headers[task.images], headers[task.labels]
+    if len(images.shape) not in (3, 4):
+        raise DatasetInvalidError(
+            Problem.WRONG_SHAPE,
+            f"array {images.name!r} has shape {images.shape}; images must be [row, height, width]"
+            " or [row, height, width, channel]",
+            array=images.name,
+        )
+    if len(labels.shape) != 1:
+        raise DatasetInvalidError(
+            Problem.WRONG_SHAPE,
+            f"array {labels.name!r} has shape {labels.shape}; classes must be [row]",
+            array=labels.name,
+        )
+    if images.dtype.kind not in "iuf" or images.dtype.itemsize > 8:
+        raise DatasetInvalidError(
+            Problem.WRONG_DTYPE,
+            f"array {images.name!r} is of dtype {images.dtype}; pixels must be whole numbers or"
+            " floats of at most 64 bits",
+            array=images.name,
+        )
+    if labels.dtype.kind not in "iuUS":
+        raise DatasetInvalidError(
+            Problem.WRONG_DTYPE,
+            f"array {labels.name!r} is of dtype {labels.dtype}; classes must be integers or text",
+            array=labels.name,
+        )
+
+
+def _class_texts(classes: NDArray[Any], array: str) -> list[str]:
+    texts = []
+    for row, value in enumerate(classes.tolist(), start=1):
+        try:
+            text = value.decode() if isinstance(value, bytes) else str(value)
+            text.encode()  # surrogates cannot be served
+        except UnicodeError:
+            raise DatasetInvalidError(
+                Problem.MALFORMED,
+                f"row {row} of array {array!r} is not UTF-8 text",
+                row=row,
+                array=array,
+            ) from None
+        if not text.strip():
+            raise DatasetInvalidError(
+                Problem.MISSING_VALUE,
+                f"row {row} of array {array!r} is empty; give it a class or remove the row",
+                row=row,
+                array=array,
+            )
+        texts.append(text)
+    return texts
+
+
+def encode_labels(texts: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Number the different texts in ascending order.
+
+    Returns:
+        The number of each text, and the texts by number.
+    """
+    try:
+        labels = tuple(sorted(set(texts), key=lambda text: (int(text), text)))
+    except ValueError:
+        labels = tuple(sorted(set(texts)))
+    codes = {label: code for code, label in enumerate(labels)}
+    return np.array([codes[text] for text in texts], np.int64), labels
