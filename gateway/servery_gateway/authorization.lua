@@ -1,0 +1,117 @@
+-- Decides whether the holder of a verified token may make this call.
+--
+-- RULES, written before this text, maps paths to what methods.py says of them. A refusal is answered
+-- here, with the ErrorInfo of servery.errors.v1. Permission is only noted in the metadata, which the
+-- RBAC filter behind requires: a mistake in this script, after which Envoy would go on, then refuses.
+
+local TOKEN = "envoy.filters.http.jwt_authn"
+local REQUEST = "envoy.filters.http.grpc_field_extraction"
+
+local function varint(n)
+  local out = ""
+  while n >= 128 do
+    out = out .. string.char(n % 128 + 128)
+    n = math.floor(n / 128)
+  end
+  return out .. string.char(n)
+end
+
+-- A length-delimited protobuf field; its number must be below 16.
+local function field(number, bytes)
+  return string.char(number * 8 + 2) .. varint(#bytes) .. bytes
+end
+
+local function any(name, message)
+  return field(1, "type.googleapis.com/" .. name) .. field(2, message)
+end
+
+local function printable(text)
+  return (string.sub(text, 1, 100):gsub("[^\32-\126]", "?"))
+end
+
+local function refuse(handle, http_status, code, message, reason, metadata, violation)
+  local info = field(1, reason) .. field(2, "servery")
+  for key, value in pairs(metadata) do
+    info = info .. field(3, field(1, key) .. field(2, value))
+  end
+  local status = "\8" .. string.char(code) .. field(2, message)
+    .. field(3, any("google.rpc.ErrorInfo", info))
+  if violation then
+    local bad_request = field(1, field(1, violation.field) .. field(2, violation.description))
+    status = status .. field(3, any("google.rpc.BadRequest", bad_request))
+  end
+  handle:respond({
+    [":status"] = http_status,
+    ["grpc-status"] = tostring(code),
+    ["grpc-status-details-bin"] = handle:base64Escape(status),
+  }, message)
+end
+
+local function deny(handle, verb, resource)
+  refuse(handle, "403", 7,
+    "this key lacks the permission '" .. verb .. "' for " .. resource
+      .. "; ask an administrator of the tenant for a key that has it",
+    "ERROR_REASON_PERMISSION_DENIED", {verb = verb, resource = resource})
+end
+
+local function invalid_model(handle, name, value)
+  local rule = "be a model id such as digits, or tenant.model outside the tenant default"
+  value = printable(value)
+  refuse(handle, "400", 3,
+    name .. " is '" .. value .. "'; it must " .. rule,
+    "ERROR_REASON_FIELD_INVALID", {field = name, value = value, rule = rule},
+    {field = name, description = "must " .. rule})
+end
+
+-- The tenant and the model that a name on the inference wire means; nil if it means none.
+local function parse_model(name)
+  local tenant, model = string.match(name, "^([a-z][a-z0-9%-]*)%.(.*)$")
+  if tenant == "default" then return nil end
+  tenant, model = tenant or "default", model or name
+  if #tenant > 31 or #model > 63 or not string.match(model, "^[a-z][a-z0-9%-]*$") then
+    return nil
+  end
+  return tenant, model
+end
+
+local function matches(pattern, model)
+  if string.sub(pattern, -1) == "*" then
+    return string.sub(model, 1, #pattern - 1) == string.sub(pattern, 1, -2)
+  end
+  return pattern == model
+end
+
+local function permits(patterns, model)
+  for _, pattern in ipairs(patterns or {}) do
+    if model == nil or matches(pattern, model) then return true end
+  end
+  return false
+end
+
+function envoy_on_request(handle)
+  local path = handle:headers():get(":path")
+  local rule = RULES[path]
+  if rule == nil then return deny(handle, "call", printable(path)) end
+  if rule.public then return end
+
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local claims = metadata:get(TOKEN).claims
+  local resource, tenant, model = "tenants/" .. claims.tenant, claims.tenant, nil
+  if rule.model_field then
+    local values = (metadata:get(REQUEST) or {})[rule.model_field] or {}
+    local name = values[1] or ""
+    tenant, model = parse_model(name)
+    if model == nil then return invalid_model(handle, rule.model_field, name) end
+    resource = "tenants/" .. tenant .. "/models/" .. model
+    handle:headers():replace("x-servery-model", name)
+  end
+
+  local allowed = #rule.verbs == 0
+  for _, verb in ipairs(rule.verbs) do
+    allowed = allowed or permits(claims.permissions[verb], model)
+  end
+  if not allowed or tenant ~= claims.tenant then
+    return deny(handle, rule.verbs[1], resource)
+  end
+  metadata:set("servery.authz", "allowed", true)
+end

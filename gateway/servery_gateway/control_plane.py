@@ -1,0 +1,106 @@
+"""The control plane of the gateway, from its settings to a server that answers."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
+from servery_gateway import xds_pool
+from servery_gateway.ads import AdsServer
+from servery_gateway.data_plane import DataPlane
+from servery_gateway.database import open_sqlite
+from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
+from servery_gateway.methods import GATEWAY, INFERENCE, REGISTRY, TRAINER
+from servery_gateway.secret_files import load_or_create, make_private_directory
+from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
+from servery_gateway.settings import GatewaySettings
+from servery_gateway.store import Store
+from servery_gateway.tokens import SigningKey, generate_pem
+from servery_gateway.translation import Certificate, GatewayState
+from servery_rpc.server import RunningServer, Service, serving
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def control_plane(
+    settings: GatewaySettings, now: Callable[[], datetime] = utc_now
+) -> AsyncIterator[RunningServer]:
+    """Serve tenants, keys, tokens and the configuration of Envoy inside the block.
+
+    Raises:
+        OSError: A file of `settings` cannot be read or written.
+        RuntimeError: `settings.listen` cannot be bound.
+    """
+    engine, pepper, signing_key = await asyncio.to_thread(_open_data, settings)
+    store = Store(engine)
+
+    def denied_keys() -> frozenset[str]:
+        return frozenset(str(name) for name in store.keys_revoked_since(now() - DENIED_FOR))
+
+    ads = AdsServer()
+    data_plane = DataPlane(ads, _state(settings, signing_key), denied_keys)
+    keyring = Keyring(
+        store=store, pepper=pepper, signing_key=signing_key, deny=data_plane.refresh, now=now
+    )
+    await keyring.ensure_default_tenant()
+    await data_plane.refresh()
+    try:
+        async with serving(settings, *_services(keyring, ads), pools=[xds_pool.pool()]) as running:
+            log.info("control plane on %s", running.address)
+            try:
+                yield running
+            finally:
+                ads.close()
+    finally:
+        engine.dispose()
+
+
+def _open_data(settings: GatewaySettings) -> tuple[Engine, bytes, SigningKey]:
+    make_private_directory(settings.data_dir)
+    pepper = load_or_create(settings.data_dir / "key-pepper", lambda: secrets.token_bytes(32))
+    pem = load_or_create(settings.data_dir / "signing-key.pem", generate_pem)
+    return open_sqlite(settings.data_dir / "gateway.db"), pepper, SigningKey.from_pem(pem)
+
+
+def _state(settings: GatewaySettings, signing_key: SigningKey) -> GatewayState:
+    certificate = None
+    if settings.public_tls_certificate and settings.public_tls_key:
+        certificate = Certificate(
+            settings.public_tls_certificate.read_text(), settings.public_tls_key.read_text()
+        )
+    return GatewayState(
+        public=settings.public_address,
+        certificate=certificate,
+        upstreams={
+            INFERENCE: settings.upstream("inference"),
+            REGISTRY: settings.upstream("registry"),
+            TRAINER: settings.upstream("trainer"),
+            GATEWAY: settings.upstream("listen"),
+        },
+        jwks=(signing_key.jwk,),
+        denied_keys=frozenset(),
+    )
+
+
+def _services(keyring: Keyring, ads: AdsServer) -> tuple[Service, ...]:
+    return (
+        Service(
+            "servery.gateway.v1.AuthService",
+            lambda s: pb_grpc.add_AuthServiceServicer_to_server(AuthServicer(keyring), s),
+        ),
+        Service(
+            "servery.gateway.v1.TenantService",
+            lambda s: pb_grpc.add_TenantServiceServicer_to_server(TenantServicer(keyring), s),
+        ),
+        Service(
+            "servery.gateway.v1.ApiKeyService",
+            lambda s: pb_grpc.add_ApiKeyServiceServicer_to_server(ApiKeyServicer(keyring), s),
+        ),
+        ads.service,
+    )

@@ -1,0 +1,74 @@
+"""The database of the gateway: how it is opened, and its tables."""
+
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import BigInteger, Engine, ForeignKey, Index, Text, create_engine, event
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """The tables. Times are microseconds since 1970 in UTC."""
+
+
+class TenantRow(Base):
+    """One tenant."""
+
+    __tablename__ = "tenants"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    display_name: Mapped[str] = mapped_column(Text)
+    create_time: Mapped[int] = mapped_column(BigInteger)
+
+
+class ApiKeyRow(Base):
+    """One API key."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index("api_keys_by_tenant", "tenant", "create_time", "key"),)
+
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.tenant"))
+    display_name: Mapped[str] = mapped_column(Text)
+    secret_digest: Mapped[str] = mapped_column(Text, unique=True)
+    permissions: Mapped[str] = mapped_column(Text)
+    create_time: Mapped[int] = mapped_column(BigInteger)
+    expire_time: Mapped[int | None] = mapped_column(BigInteger)
+    revoke_time: Mapped[int | None] = mapped_column(BigInteger, index=True)
+
+
+def open_sqlite(path: Path) -> Engine:
+    """Open the SQLite database at `path`, made for this user alone, with the newest schema."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    engine = create_engine(f"sqlite:///{path}")
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # We begin transactions; the driver would begin late.
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "busy_timeout=5000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    migrate(engine)
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest version, all of it or nothing."""
+    with as_file(files("servery_gateway") / "migrations") as scripts, engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(scripts))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

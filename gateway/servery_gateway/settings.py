@@ -1,0 +1,59 @@
+"""What `servery-gateway` can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from servery_gateway.address import Address, HostAddress, UnixAddress, parse_address
+from servery_rpc.settings import ServerSettings, is_private, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings(ServerSettings):
+    """The control plane of Servery's gateway: tenants, keys, and the configuration of Envoy."""
+
+    listen: str = option(
+        "unix:PATH of the control plane. Who may open this socket may do anything, so it is made"
+        " for this user alone"
+    )
+    data_dir: Path = option("directory of the database and the secrets; made if it is missing")
+    public_listen: str = option(
+        "ip:port that Envoy serves clients on. Beyond loopback only with TLS"
+    )
+    registry: str = option("unix:PATH or host:port of the registry")
+    trainer: str = option("unix:PATH or host:port of the trainer")
+    inference: str = option("unix:PATH or host:port of the inference server")
+    public_tls_certificate: Path | None = option(
+        "PEM file with the certificate chain that Envoy shows to clients", None
+    )
+    public_tls_key: Path | None = option("PEM file with the key of that certificate", None)
+
+    def __post_init__(self) -> None:
+        """See `ServerSettings.__post_init__`."""
+        ServerSettings.__post_init__(self)
+        if not isinstance(parse_address(self.listen, "listen"), UnixAddress):
+            raise ValueError(
+                f"listen must be unix:PATH, not {self.listen!r}: whoever reaches it may do anything"
+            )
+        for name in ("registry", "trainer", "inference"):
+            self.upstream(name)
+        if (self.public_tls_certificate is None) != (self.public_tls_key is None):
+            raise ValueError("public_tls_certificate and public_tls_key must be given together")
+        public = self.public_address
+        if self.public_tls_certificate is None and not is_private(str(public)):
+            raise ValueError(
+                f"public_listen is {self.public_listen!r}, which others can reach: give"
+                " public_tls_certificate and public_tls_key, or listen on 127.0.0.1"
+            )
+
+    @property
+    def public_address(self) -> HostAddress:
+        """`public_listen`, parsed."""
+        address = parse_address(self.public_listen, "public_listen")
+        if not isinstance(address, HostAddress) or not address.is_ip:
+            raise ValueError(f"public_listen must be ip:port, not {self.public_listen!r}")
+        return address
+
+    def upstream(self, name: str) -> Address:
+        """The address of the upstream `name`, parsed."""
+        text: str = getattr(self, name)
+        return parse_address(text, name)

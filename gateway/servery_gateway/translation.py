@@ -1,0 +1,196 @@
+"""What the gateway knows in, Envoy's configuration out. Pure: no sockets, no clock, no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from servery_gateway.address import Address, HostAddress, UnixAddress
+from servery_gateway.listener import (
+    ADS,
+    CERTIFICATE_NAME,
+    LISTENER_NAME,
+    REVOKED_KEYS_NAME,
+    ROUTES_NAME,
+    deny_keys,
+    public_listener,
+)
+from servery_gateway.methods import INFERENCE, Method, methods
+from servery_gateway.snapshot import (
+    CLUSTER,
+    ENDPOINTS,
+    EXTENSION,
+    LISTENER,
+    ROUTES,
+    SECRET,
+    Resource,
+    Snapshot,
+)
+
+_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What Envoy shows to clients, as PEM."""
+
+    chain: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayState:
+    """Everything the configuration of Envoy follows from."""
+
+    public: HostAddress
+    """Where Envoy serves clients."""
+
+    certificate: Certificate | None
+    """None: without TLS."""
+
+    upstreams: Mapping[str, Address]
+    """Where the processes behind are reached; every name of `methods.Method.upstream`."""
+
+    jwks: tuple[Mapping[str, str], ...]
+    """The public keys that tokens are verified with, as JSON Web Keys."""
+
+    denied_keys: frozenset[str]
+    """Resource names of the API keys whose tokens are refused."""
+
+
+def translate(state: GatewayState) -> Snapshot:
+    """Return the configuration; equal states have equal ones.
+
+    Raises:
+        InconsistentSnapshotError: `state` lacks an upstream that a method needs.
+    """
+    table = methods()
+    certificate = state.certificate
+    return Snapshot(
+        {
+            CLUSTER: {
+                name: _cluster(name, address) for name, address in sorted(state.upstreams.items())
+            },
+            ENDPOINTS: {
+                name: _endpoints(name, address)
+                for name, address in sorted(state.upstreams.items())
+                if not _needs_dns(address)
+            },
+            SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
+            EXTENSION: {REVOKED_KEYS_NAME: deny_keys(sorted(state.denied_keys))},
+            LISTENER: {
+                LISTENER_NAME: public_listener(
+                    state.public, table, state.jwks, tls=certificate is not None
+                )
+            },
+            ROUTES: {
+                ROUTES_NAME: {
+                    "name": ROUTES_NAME,
+                    "virtual_hosts": [
+                        {
+                            "name": ROUTES_NAME,
+                            "domains": ["*"],
+                            "routes": [_route(m) for m in table if not m.rule.denied],
+                        }
+                    ],
+                }
+            },
+        }
+    )
+
+
+def _route(method: Method) -> Resource:
+    # With max_stream_duration, `timeout` does not count. Without a deadline of the caller the
+    # first value holds; its deadline may be as long as the second.
+    unbounded = method.client_streaming or method.server_streaming
+    default, longest = ("3600s", "3600s") if unbounded else ("60s", "300s")
+    action: dict[str, Any] = {
+        "cluster": method.upstream,
+        "timeout": "0s",
+        "max_stream_duration": {
+            "max_stream_duration": default,
+            "grpc_timeout_header_max": longest,
+        },
+    }
+    if method.server_streaming:
+        action["idle_timeout"] = "0s"  # A watch may have nothing to say for long.
+    if not unbounded:
+        # Only what no server has begun to do; inference has no effects, so also what one refused.
+        retry_on = "connect-failure,refused-stream"
+        action["retry_policy"] = {
+            "retry_on": f"{retry_on},unavailable" if method.upstream == INFERENCE else retry_on,
+            "num_retries": 2,
+            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        }
+    return {"match": {"path": method.path, "grpc": {}}, "route": action}
+
+
+def _cluster(name: str, address: Address) -> Resource:
+    cluster: dict[str, Any] = {
+        "name": name,
+        "type": "STRICT_DNS" if _needs_dns(address) else "EDS",
+        "connect_timeout": "1s",
+        "lb_policy": "LEAST_REQUEST",
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "health_checks": [
+            {
+                # A refused connection fails at once; a busy machine gets time to answer.
+                "timeout": "3s",
+                "interval": "0.5s",
+                "no_traffic_interval": "0.5s",
+                "unhealthy_threshold": 3,
+                "healthy_threshold": 1,
+                "grpc_health_check": {},
+            }
+        ],
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": 1024,
+                    "max_pending_requests": 4096,
+                    "max_requests": 4096,
+                    "max_retries": 64,
+                }
+            ]
+        },
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {
+                "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "connection_keepalive": {"interval": "30s", "timeout": "10s"}
+                    }
+                },
+            }
+        },
+    }
+    if _needs_dns(address):
+        cluster["load_assignment"] = _endpoints(name, address)
+    else:
+        cluster["eds_cluster_config"] = {"eds_config": ADS}
+    return cluster
+
+
+def _endpoints(name: str, address: Address) -> Resource:
+    where: Resource
+    if isinstance(address, UnixAddress):
+        where = {"pipe": {"path": address.path}}
+    else:
+        where = {"socket_address": {"address": address.host, "port_value": address.port}}
+    return {
+        "cluster_name": name,
+        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": where}}]}],
+    }
+
+
+def _needs_dns(address: Address) -> bool:
+    return isinstance(address, HostAddress) and not address.is_ip
+
+
+def _secret(certificate: Certificate) -> Resource:
+    return {
+        "name": CERTIFICATE_NAME,
+        "tls_certificate": {
+            "certificate_chain": {"inline_string": certificate.chain},
+            "private_key": {"inline_string": certificate.key},
+        },
+    }
