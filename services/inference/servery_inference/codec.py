@@ -1,0 +1,133 @@
+"""`ModelInfer` messages to values and back: the only module that knows their fields."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from servery.inference.v1 import grpc_service_pb2 as pb
+from servery_inference import wire
+from servery_inference.request import (
+    InferenceRequestInvalidError,
+    InferRequest,
+    Input,
+    Output,
+    shown,
+)
+from servery_inference.tensors import to_raw
+from servery_rpc.errors import FieldInvalidError, UnsupportedError
+
+_RAW_INPUT: Final = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_RAW_OUTPUT: Final = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+
+_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    "triton_enable_empty_final_response": ("bool_param",),
+}
+"""The kinds that the parameters of the protocol may have."""
+
+_USER_KINDS: Final = ("bool_param", "int64_param", "string_param", "double_param")
+_SHARED_MEMORY: Final = "shared_memory_"
+
+
+def decode(message: bytes) -> InferRequest:
+    """Read a serialized `ModelInferRequest`; its raw tensors stay views of `message`.
+
+    Raises:
+        FieldInvalidError: The bytes are not such a message.
+        InferenceRequestInvalidError: It contradicts itself, or a parameter is unknown or of the
+            wrong kind.
+        UnsupportedError: It asks for an extension that this server does not have.
+    """
+    try:
+        header, raws = wire.cut_out(message, _RAW_INPUT)
+        request = pb.ModelInferRequest.FromString(header)
+    except (wire.MalformedMessageError, DecodeError):
+        raise FieldInvalidError(
+            "request", f"{len(message)} bytes", "be the protobuf message of this method"
+        ) from None
+    model = request.model_name
+    for key, parameter in request.parameters.items():
+        _check_parameter(key, parameter, model)
+    inputs = tuple(
+        _input(tensor, position, raws, model) for position, tensor in enumerate(request.inputs)
+    )
+    for output in request.outputs:
+        _check_tensor_parameters(output.parameters)
+    texts = sum(len(t.raw) for t in inputs if t.raw is not None and t.datatype == "BYTES")
+    return InferRequest(
+        model,
+        request.model_version,
+        request.id,
+        inputs,
+        tuple([output.name for output in request.outputs]),
+        len(header) + texts,
+    )
+
+
+def encode(request: InferRequest, version: int, outputs: Sequence[Output]) -> bytes:
+    """Serialize the `ModelInferResponse` to `request`, its tensors raw, in the order given."""
+    response = pb.ModelInferResponse(
+        model_name=request.model, model_version=str(version), id=request.id
+    )
+    for output in outputs:
+        response.outputs.add(name=output.name, datatype=output.datatype, shape=output.value.shape)
+    raws = [to_raw(output.value) for output in outputs]
+    return wire.append(response.SerializeToString(), _RAW_OUTPUT, raws)
+
+
+def _input(
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    position: int,
+    raws: Sequence[memoryview],
+    model: str,
+) -> Input:
+    _check_tensor_parameters(tensor.parameters)
+    shape = tuple(tensor.shape)
+    if not raws:
+        typed = {field.name: values for field, values in tensor.contents.ListFields()}
+        return Input(tensor.name, tensor.datatype, shape, None, typed)
+    if tensor.HasField("contents"):
+        raise InferenceRequestInvalidError(
+            f"input '{shown(tensor.name)}' for model '{shown(model)}' has contents beside"
+            " raw_input_contents; send all inputs in one of the two",
+            model,
+        )
+    if position >= len(raws):
+        raise InferenceRequestInvalidError(
+            f"unable to find data for input tensor '{shown(tensor.name)}' for model"
+            f" '{shown(model)}' in request.",
+            model,
+        )
+    return Input(tensor.name, tensor.datatype, shape, raws[position], None)
+
+
+def _check_parameter(key: str, parameter: pb.InferParameter, model: str) -> None:
+    kind = parameter.WhichOneof("parameter_choice")
+    if key.startswith("triton_") and key not in _KINDS:
+        raise InferenceRequestInvalidError(
+            f"parameter '{shown(key)}' is unknown; keys that begin with 'triton_' are reserved",
+            model,
+        )
+    kinds = _KINDS.get(key, _USER_KINDS)
+    if kind not in kinds:
+        expected = " or ".join(kinds)
+        raise InferenceRequestInvalidError(
+            f"invalid value type for '{shown(key)}' parameter, expected {expected}.", model
+        )
+    if key == "priority" and kind == "int64_param" and parameter.int64_param < 0:
+        raise InferenceRequestInvalidError(
+            f"parameter 'priority' is {parameter.int64_param}; it must be at least 0", model
+        )
+
+
+def _check_tensor_parameters(parameters: Mapping[str, Any]) -> None:
+    for key in parameters:
+        if key.startswith(_SHARED_MEMORY):
+            raise UnsupportedError("shared memory")
+        if key == "classification":
+            raise UnsupportedError("the classification extension")

@@ -1,0 +1,53 @@
+"""The datatypes of the Open Inference Protocol, and what ONNX Runtime and NumPy call them.
+
+BF16 is missing: NumPy has no such type, so a model with a BF16 input or output is refused when it
+is loaded.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """One kind of tensor element."""
+
+    wire: str
+    """Name on the wire, such as `FP32`."""
+
+    onnx: str
+    """How ONNX Runtime writes the type of a tensor of it, such as `tensor(float)`."""
+
+    numpy: np.dtype[Any]
+    """Little endian; object, holding `str`, for BYTES."""
+
+    contents: str | None
+    """The field of `InferTensorContents` that carries it; None if it travels raw only."""
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether elements have lengths of their own, so that shape does not tell the size."""
+        return self.numpy.kind == "O"
+
+
+BYTES: Final = Datatype("BYTES", "tensor(string)", np.dtype(object), "bytes_contents")
+
+DATATYPES: Final = (
+    Datatype("BOOL", "tensor(bool)", np.dtype(np.bool_), "bool_contents"),
+    Datatype("UINT8", "tensor(uint8)", np.dtype("u1"), "uint_contents"),
+    Datatype("UINT16", "tensor(uint16)", np.dtype("<u2"), "uint_contents"),
+    Datatype("UINT32", "tensor(uint32)", np.dtype("<u4"), "uint_contents"),
+    Datatype("UINT64", "tensor(uint64)", np.dtype("<u8"), "uint64_contents"),
+    Datatype("INT8", "tensor(int8)", np.dtype("i1"), "int_contents"),
+    Datatype("INT16", "tensor(int16)", np.dtype("<i2"), "int_contents"),
+    Datatype("INT32", "tensor(int32)", np.dtype("<i4"), "int_contents"),
+    Datatype("INT64", "tensor(int64)", np.dtype("<i8"), "int64_contents"),
+    Datatype("FP16", "tensor(float16)", np.dtype("<f2"), None),
+    Datatype("FP32", "tensor(float)", np.dtype("<f4"), "fp32_contents"),
+    Datatype("FP64", "tensor(double)", np.dtype("<f8"), "fp64_contents"),
+    BYTES,
+)
+
+BY_ONNX: Final = {datatype.onnx: datatype for datatype in DATATYPES}

@@ -1,0 +1,97 @@
+"""An inference request and its answer as values, and why a request is refused.
+
+Texts that clients compare are those of the Open Inference Protocol's reference server. Names are
+cut in them: a status travels in HTTP/2 trailers, which have little room.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servery.errors.v1 import error_reason_pb2 as reasons
+from servery_rpc.errors import ServeryError
+
+_SHOWN_CHARACTERS: Final = 100
+_SHOWN_AXES: Final = 16
+
+Array = NDArray[Any]
+
+
+class InferenceRequestInvalidError(ServeryError):
+    """A tensor or parameter of a request does not fit the model."""
+
+    reason = reasons.ERROR_REASON_INFERENCE_REQUEST_INVALID
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message, model=shown(model))
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input as it arrived. Exactly one of `raw` and `typed` holds its data."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    raw: memoryview | None
+    """Elements in the layout of `raw_input_contents`; a view of the request."""
+
+    typed: Mapping[str, Sequence[Any]] | None
+    """The lists of `InferTensorContents` that are not empty, by field."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that is well formed; whether it fits a model is not known yet."""
+
+    model: str
+    version: str
+    id: str
+    inputs: tuple[Input, ...]
+
+    outputs: tuple[str, ...]
+    """Names of the outputs to return; empty means all."""
+
+    parsed_bytes: int
+    """How many bytes of it take Python work for each element, unlike raw numbers."""
+
+    def num_elements(self) -> int:
+        """Count the elements of all inputs, as their shapes claim."""
+        total = 0
+        for tensor in self.inputs:
+            count = 1
+            for size in tensor.shape:
+                count *= size
+            total += count
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of an answer."""
+
+    name: str
+    datatype: str
+
+    value: Array
+    """Elements of the datatype; `str` objects for BYTES."""
+
+
+def shown(text: str) -> str:
+    """Return `text`, short enough for an error."""
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def shown_shape(shape: Sequence[int]) -> str:
+    """Render a shape as clients know it, such as `[-1,16]`."""
+    axes = ",".join(str(size) for size in shape[:_SHOWN_AXES])
+    return f"[{axes},…]" if len(shape) > _SHOWN_AXES else f"[{axes}]"
+
+
+def is_text(array: Array) -> bool:
+    """Tell whether `array` holds texts, as objects or as NumPy's fixed-width ones."""
+    return array.dtype.kind in "OU" or array.dtype == np.dtype(object)

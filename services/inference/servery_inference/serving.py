@@ -1,0 +1,89 @@
+"""The life of the inference process: its parts, wired in one place for `main` and for tests."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from prometheus_client import REGISTRY
+
+from servery.inference.pool import pool
+from servery_inference.cache import BundleCache
+from servery_inference.directory import serve_directory
+from servery_inference.engine import require_provider
+from servery_inference.loading import Loader
+from servery_inference.metrics import exported
+from servery_inference.registry import RegistrySource
+from servery_inference.repository import Repository
+from servery_inference.servicer import SERVICE, InferenceServicer
+from servery_inference.settings import InferenceSettings
+from servery_rpc.server import RunningServer, Service, serving
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningInference:
+    """An inference server that accepts calls."""
+
+    address: str
+    """What a client dials."""
+
+    ready: asyncio.Event
+    """Set once the models to begin with are settled: each serves, or says why not."""
+
+
+@asynccontextmanager
+async def serving_inference(settings: InferenceSettings) -> AsyncIterator[RunningInference]:
+    """Serve inside the block; drain when it is left.
+
+    Raises:
+        RuntimeError: The execution provider cannot be used, or the address cannot be bound.
+        OSError: The directory of models or of the cache cannot be used.
+    """
+    require_provider(settings.engine.provider)
+    ready = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        loader = stack.enter_context(Loader.open(settings.engine))
+        repository = await stack.enter_async_context(Repository(loader))
+        stack.enter_context(exported(repository, REGISTRY))
+        servicer = InferenceServicer(repository, ready.is_set)
+        server = await stack.enter_async_context(
+            serving(settings, Service(SERVICE, servicer.register, ready=False), pools=(pool(),))
+        )
+        informed = await _source(settings, repository, loader, stack)
+        announcing = asyncio.create_task(_announce(server, repository, informed, ready))
+        try:
+            yield RunningInference(server.address, ready)
+        finally:
+            announcing.cancel()
+            ready.clear()
+
+
+async def _source(
+    settings: InferenceSettings, repository: Repository, loader: Loader, stack: AsyncExitStack
+) -> asyncio.Event:
+    """Begin to fill the repository; return what is set once it is known what to serve."""
+    if settings.registry and settings.cache_dir:
+        cache = await asyncio.to_thread(BundleCache, settings.cache_dir)
+        source = await stack.enter_async_context(
+            RegistrySource.following(settings.registry, cache, repository, loader)
+        )
+        return source.informed
+    informed = asyncio.Event()
+    if settings.model_repository:
+        serve_directory(settings.model_repository, repository)
+    informed.set()
+    return informed
+
+
+async def _announce(
+    server: RunningServer, repository: Repository, informed: asyncio.Event, ready: asyncio.Event
+) -> None:
+    await informed.wait()
+    await repository.settled()
+    ready.set()
+    await server.set_ready(SERVICE, ready=True)
+    await server.set_ready("", ready=True)
+    log.info("inference is ready")

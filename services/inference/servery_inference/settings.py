@@ -1,0 +1,63 @@
+"""What the inference process can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from servery_inference.cores import usable_cores
+from servery_inference.engine import PROVIDERS, EngineSettings
+from servery_rpc.settings import ServerSettings, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceSettings(ServerSettings):
+    """Serve ONNX models over the Open Inference Protocol, from a directory or a registry."""
+
+    model_repository: Path | None = option(
+        "directory to serve, as <model>/<version>/model.onnx; this or --registry", None
+    )
+    registry: str | None = option(
+        "host:port or unix:/path of the registry to serve; this or --model-repository", None
+    )
+    cache_dir: Path | None = option(
+        "directory for the files of the registry's models; needed with --registry", None
+    )
+    grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
+    execution_provider: str = option("cpu or cuda; never another one silently", "cpu")
+    intra_op_threads: int = option(
+        "threads that share one run of a model; more shorten long runs and cost throughput",
+        1,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ValueError: A field is out of its range or contradicts another; the message names it.
+        """
+        if self.grpc_port is not None:
+            if not 0 <= self.grpc_port <= 65535:
+                raise ValueError(f"grpc_port must be 0 to 65535, not {self.grpc_port}")
+            object.__setattr__(self, "listen", f"127.0.0.1:{self.grpc_port}")
+        ServerSettings.__post_init__(self)  # super() does not know the class that slots made.
+        if (self.model_repository is None) == (self.registry is None):
+            raise ValueError("give exactly one of model_repository and registry")
+        if self.registry is not None and self.cache_dir is None:
+            raise ValueError("registry needs cache_dir, where the files of its models are kept")
+        if self.model_repository is not None and not self.model_repository.is_dir():
+            raise ValueError(f"model_repository {str(self.model_repository)!r} is no directory")
+        if self.execution_provider not in PROVIDERS:
+            raise ValueError(
+                f"execution_provider must be cpu or cuda, not {self.execution_provider!r}"
+            )
+        if not 1 <= self.intra_op_threads <= usable_cores():
+            raise ValueError(
+                f"intra_op_threads must be 1 to {usable_cores()}, the cores this process may use,"
+                f" not {self.intra_op_threads}"
+            )
+
+    @property
+    def engine(self) -> EngineSettings:
+        """How sessions run."""
+        return EngineSettings(
+            "cuda" if self.execution_provider == "cuda" else "cpu", self.intra_op_threads
+        )
