@@ -87,12 +87,9 @@ class Client:
         metadata = self.model_metadata(model, version=version)
         wanted = {tensor.name: tensor for tensor in metadata.inputs}
         if wanted.keys() != inputs.keys():
-            missing = sorted(wanted.keys() - inputs.keys())
-            unknown = sorted(inputs.keys() - wanted.keys())
-            raise ValueError(
-                f"model {model!r} takes the inputs {sorted(wanted)}; missing: {missing},"
-                f" unknown: {unknown}"
-            )
+            missing = sorted(wanted.keys() - inputs.keys()) or "none"
+            unknown = sorted(inputs.keys() - wanted.keys()) or "none"
+            raise ValueError(f"inputs of {model!r}: missing {missing}; unknown {unknown}")
         request = pb.ModelInferRequest(model_name=metadata.name, model_version=version)
         for name, values in inputs.items():
             tensor, raw = to_input(name, values, wanted[name].datatype, wanted[name].shape)

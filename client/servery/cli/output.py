@@ -16,7 +16,8 @@ from rich.table import Table
 
 from servery.errors import ApiError
 
-out: Final = Console(highlight=False)
+_PIPE_WIDTH: Final = 400  # Nothing is cut or wrapped for a program that reads the output.
+out: Final = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 EXIT_CODES: Final = {
@@ -50,8 +51,10 @@ def print_json(document: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under column heads; headless lines would be hard to read and hard to grep."""
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    """Print rows under column heads; the first column, the name, is never cut."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column is columns[0])
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     out.print(table)
