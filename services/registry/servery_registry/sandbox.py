@@ -78,7 +78,10 @@ class Sandbox:
         )
         try:
             async with asyncio.timeout(self._limits.wall_s):
-                return await _read(process)
+                verdict = await _read(process)
+                # Waited for, not killed: killing what has just ended takes its status from asyncio.
+                await process.wait()
+                return verdict
         except TimeoutError:
             raise GraphRefusedError(
                 f"takes longer to load than the {self._limits.wall_s:g} s this server allows"
@@ -95,6 +98,7 @@ async def _read(process: Process) -> bytes:
     while part := await process.stdout.read(_MAX_VERDICT_BYTES):
         verdict += part
         if len(verdict) > _MAX_VERDICT_BYTES:
+            process.kill()
             return b""
     return verdict
 
