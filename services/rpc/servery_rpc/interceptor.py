@@ -9,20 +9,27 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import contextvars
 import inspect
 import logging
+import random
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc import code_pb2
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from prometheus_client import Counter, Histogram
 
 from servery_rpc.errors import FieldInvalidError, ServeryError, to_status
 
 log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OK: Final = grpc.StatusCode.OK.name
+_CANCELLED: Final = grpc.StatusCode.CANCELLED.name  # What is left when a handler did not end.
+_NAMES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
@@ -97,9 +104,25 @@ def _each(parse: Callable[[bytes], Any]) -> Callable[[AsyncIterator[bytes]], Any
 def _unary(
     handle: Callable[..., Awaitable[Any]], parse: Callable[[Any], Any], method: str
 ) -> Callable[..., Any]:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        async with _guard(method, context):
-            return await handle(parse(request), context)
+    measure = _Measure(method)
+
+    async def guarded(request: Any, context: Context) -> Any:
+        start = _begin(context)
+        code = _CANCELLED
+        try:
+            response = await handle(parse(request), context)
+            code = _code(context)
+        except grpc.aio.AbortError:
+            code = _code(context)
+            raise
+        except Exception as error:
+            status = _status(error, method)
+            code = status.code.name
+            await context.abort_with_status(status)
+        else:
+            return response
+        finally:
+            measure(code, start)
 
     return guarded
 
@@ -109,50 +132,65 @@ def _stream(
 ) -> Callable[..., Any]:
     if not inspect.isasyncgenfunction(handle):  # Writes to the context, as grpc's own health does.
         return _unary(handle, parse, method)
+    measure = _Measure(method)
 
-    async def guarded(
-        request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
-        async with _guard(method, context):
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+        start = _begin(context)
+        code = _CANCELLED
+        try:
             async for response in handle(parse(request), context):
                 yield response
+            code = _code(context)
+        except grpc.aio.AbortError:
+            code = _code(context)
+            raise
+        except Exception as error:
+            status = _status(error, method)
+            code = status.code.name
+            await context.abort_with_status(status)
+        finally:
+            measure(code, start)
 
     return guarded
 
 
-@asynccontextmanager
-async def _guard(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    metadata = dict(context.invocation_metadata() or ())
-    sent = metadata.get(REQUEST_ID_HEADER)
-    request_id.set(sent[:100] if isinstance(sent, str) else uuid.uuid4().hex)
-    start = time.perf_counter()
-    code = "CANCELLED"  # What is left when neither branch below is reached.
-    try:
-        yield
-        code = _name(context.code())
-    except grpc.aio.AbortError:
-        code = _name(context.code())
-        raise
-    except ServeryError as error:
-        status = rpc_status.to_status(to_status(error))
-        code = status.code.name
+class _Measure:
+    """Counts and times the calls of one method; the series are looked up once, not per call."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._observe = _DURATION.labels(method).observe
+        self._handled: dict[str, Counter] = {}
+
+    def __call__(self, code: str, start: float) -> None:
+        if code not in self._handled:
+            self._handled[code] = _HANDLED.labels(self._method, code)
+        self._handled[code].inc()
+        self._observe(time.perf_counter() - start)
+
+
+def _begin(context: Context) -> float:
+    """Set the id of this call; return when it began."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_HEADER:
+            request_id.set(str(value)[:100])
+            break
+    else:
+        request_id.set(f"{random.getrandbits(64):016x}")
+    return time.perf_counter()
+
+
+def _status(error: Exception, method: str) -> Any:
+    """Return the status that `error` means to the caller; log what it means to the operator."""
+    if isinstance(error, ServeryError):
         log.info("%s: %s", method, error)
-        await context.abort_with_status(status)
-    except Exception:
-        code = grpc.StatusCode.INTERNAL.name
-        log.exception("unhandled error in %s", method)
-        await context.abort(
-            grpc.StatusCode.INTERNAL,
-            f"internal error; the operator finds it in the log by request id {request_id.get()}",
-        )
-    finally:
-        _HANDLED.labels(method, code).inc()
-        _DURATION.labels(method).observe(time.perf_counter() - start)
+        return rpc_status.to_status(to_status(error))
+    log.error("unhandled error in %s", method, exc_info=error)
+    message = f"internal error; the operator finds it in the log by {request_id.get()}"
+    return rpc_status.to_status(Status(code=code_pb2.INTERNAL, message=message))
 
 
-def _name(code: Any) -> str:
-    """The name of a status code; grpc.aio keeps the integer, and 0 until one is set."""
-    for status in grpc.StatusCode:
-        if code in (status, status.value[0]):
-            return status.name
-    return grpc.StatusCode.OK.name
+def _code(context: Context) -> str:
+    """The name of the code a handler has set; grpc.aio keeps the integer, or 0 until one is set."""
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, _OK)
