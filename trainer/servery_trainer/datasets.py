@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
 from servery_trainer import archives, tables
-from servery_trainer.data_errors import DatasetInvalidError, Problem
 
 _MOST_DISTINCT: Final = 10_000
 _ARRAY_TYPES: Final = {
@@ -59,7 +58,7 @@ def _inspect_csv(path: Path) -> DatasetInfo:
         for summary, cells in zip(summaries, block.columns, strict=True):
             summary.add(cells)
     if not rows:
-        raise DatasetInvalidError(Problem.EMPTY, "the file has a header line but no rows")
+        raise tables.no_rows()
     columns = (summary.column(name, rows) for name, summary in zip(header, summaries, strict=True))
     return DatasetInfo(row_count=rows, columns=tuple(columns))
 

@@ -160,12 +160,13 @@ def _duplicate(earlier: int, later: int) -> DatasetInvalidError:
 def _check_classes(rows: Rows, task: TabularTask | ImageTask) -> None:
     column = task.target if isinstance(task, TabularTask) else None
     array = task.labels if isinstance(task, ImageTask) else None
+    place = f"column {column!r}" if column else f"array {array!r}"
     counts = np.bincount(rows.codes_B, minlength=len(rows.labels))
     if np.count_nonzero(counts) < 2:
         left = " after cleaning" if len(rows.labels) > 1 else ""
         raise DatasetInvalidError(
             Problem.ONE_CLASS,
-            f"there are fewer than two classes{left}; a classifier needs rows of two or more",
+            f"{place} holds fewer than two classes{left}; a classifier needs rows of two or more",
             column=column,
             array=array,
         )
@@ -173,9 +174,9 @@ def _check_classes(rows: Rows, task: TabularTask | ImageTask) -> None:
     if counts[rare] < MIN_ROWS_PER_CLASS:
         raise DatasetInvalidError(
             Problem.RARE_CLASS,
-            f"class {shown(rows.labels[rare])!r} has {counts[rare]} rows, but each part (training,"
-            f" validation, test) needs one; add rows up to {MIN_ROWS_PER_CLASS} or remove the"
-            " class",
+            f"class {shown(rows.labels[rare])!r} of {place} has {counts[rare]} rows, but each part"
+            f" (training, validation, test) needs one; add rows up to {MIN_ROWS_PER_CLASS} or"
+            " remove the class",
             column=column,
             array=array,
         )

@@ -73,7 +73,7 @@ def read_table(task: TabularTask, path: Path) -> Rows:
         for part, numbers in zip(parts, _numbers(block, cells, features), strict=True):
             part.append(numbers)
     if not targets:
-        raise DatasetInvalidError(Problem.EMPTY, "the file has a header line but no rows")
+        raise tables.no_rows()
     inputs = {
         name: np.concatenate(part)[:, None] for name, part in zip(features, parts, strict=True)
     }

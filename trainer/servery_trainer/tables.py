@@ -157,7 +157,14 @@ def _unreadable(error: Exception, ragged: Sequence[Any]) -> DatasetInvalidError:
             Problem.MALFORMED,
             f"a row is longer than {MAX_ROW_BYTES >> 20} MiB; is a closing quote missing?",
         )
+    if "Empty CSV" in str(error):  # a header without a line end
+        return no_rows()
     return DatasetInvalidError(Problem.MALFORMED, "the file cannot be read as CSV")
+
+
+def no_rows() -> DatasetInvalidError:
+    """Say that a file ends after its header."""
+    return DatasetInvalidError(Problem.EMPTY, "the file has a header line but no rows")
 
 
 def _cells(array: Any, first_row: int, column: str) -> Any:

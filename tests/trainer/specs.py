@@ -1,0 +1,26 @@
+"""Specs that tests start from."""
+
+from typing import Any
+
+from servery.trainer.v1 import training_pb2 as pb
+
+DATASET = f"tenants/default/datasets/{'a' * 64}"
+MODEL = "tenants/default/models/wards"
+
+
+def tabular(**task: Any) -> pb.TrainingSpec:
+    """The least a tabular job must say, and `task`."""
+    return pb.TrainingSpec(
+        dataset=DATASET,
+        tabular_classification=pb.TabularClassification(**({"target": "kind"} | task)),
+        publication=pb.Publication(model=MODEL),
+    )
+
+
+def image(**task: Any) -> pb.TrainingSpec:
+    """The least an image job must say, and `task`."""
+    return pb.TrainingSpec(
+        dataset=DATASET,
+        image_classification=pb.ImageClassification(**task),
+        publication=pb.Publication(model=MODEL),
+    )

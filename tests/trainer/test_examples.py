@@ -1,0 +1,320 @@
+"""What rows a job learns from, and what data it refuses to learn from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.errors import FieldInvalidError
+from servery_trainer.data_errors import DatasetInvalidError, Problem
+from servery_trainer.examples import Examples, load_examples
+from servery_trainer.spec import parse_spec
+from tests.trainer.specs import image, tabular
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "dataset"
+
+
+def table(rows: str = "") -> str:
+    """Six good rows of two classes, then `rows`."""
+    return "a,b,kind\n1,2,no\n2,3,yes\n3,4,no\n4,5,yes\n5,6,no\n6,7,yes\n" + rows
+
+
+def load_table(file: Path, content: str, **task: Any) -> Examples:
+    file.write_text(content)
+    return load_examples(parse_spec(tabular(**task)), file)
+
+
+def load_images(file: Path, arrays: dict[str, Any], **task: Any) -> Examples:
+    with file.open("wb") as stream:
+        np.savez(stream, **arrays)
+    return load_examples(parse_spec(image(**task)), file)
+
+
+def pictures(count: int = 6, **replaced: Any) -> dict[str, Any]:
+    """Images that differ, and the classes 0 and 1 in turn."""
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 4, 3)
+    return {"images": images, "labels": np.arange(count) % 2} | replaced
+
+
+def test_reads_a_table_column_by_column(file: Path) -> None:
+    examples = load_table(file, table())
+    assert list(examples.inputs) == ["a", "b"]
+    column = examples.inputs["b"]
+    assert (column.dtype, column.shape) == (np.float32, (6, 1))
+    np.testing.assert_array_equal(column[:, 0], [2, 3, 4, 5, 6, 7])
+    assert examples.labels == ("no", "yes")
+    np.testing.assert_array_equal(examples.codes_B, [0, 1] * 3)
+    np.testing.assert_array_equal(examples.row_numbers_B, np.arange(1, 7))
+
+
+def test_takes_the_features_asked_for_in_their_order(file: Path) -> None:
+    assert list(load_table(file, table(), features=["b", "a"]).inputs) == ["b", "a"]
+    assert list(load_table(file, table(), features=["b"]).inputs) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [(["10", "9", "-1"], ("-1", "9", "10")), (["10", "9", "x"], ("10", "9", "x"))],
+)
+def test_orders_labels_by_number_if_all_are(
+    file: Path, texts: list[str], labels: tuple[str, ...]
+) -> None:
+    rows = "".join(f"{n},{texts[n % 3]}\n" for n in range(9))
+    assert load_table(file, f"a,kind\n{rows}").labels == labels
+
+
+def test_drops_rows_with_missing_values_where_asked(file: Path) -> None:
+    examples = load_table(
+        file, table(",9,no\n9, ,no\n7,8,no\n"), missing=pb.MISSING_POLICY_DROP_ROWS
+    )
+    assert (examples.total, examples.dropped_missing) == (9, 2)
+    assert examples.row_numbers_B[-1] == 9
+
+
+def test_keeps_missing_values_to_impute(file: Path) -> None:
+    examples = load_table(file, table(",9,no\n"), missing=pb.MISSING_POLICY_IMPUTE_MEDIAN)
+    assert np.isnan(examples.inputs["a"][6, 0])
+    assert examples.dropped_missing == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "left", "dropped", "kept"),
+    [(pb.DUPLICATE_POLICY_DROP, 7, 2, 0), (pb.DUPLICATE_POLICY_KEEP, 9, 0, 2)],
+)
+def test_counts_duplicates_and_drops_or_keeps_them(
+    file: Path, policy: Any, left: int, dropped: int, kept: int
+) -> None:
+    examples = load_table(file, table("1.0,2,no\n1,2,yes\n6,7,yes\n"), duplicates=policy)
+    assert len(examples.codes_B) == left
+    assert (examples.dropped_duplicates, examples.kept_duplicates) == (dropped, kept)
+
+
+def test_rows_with_the_same_gap_are_duplicates(file: Path) -> None:
+    examples = load_table(
+        file,
+        table(",2,no\n,2,no\n-0.0,2,no\n0,2,no\n"),
+        missing=pb.MISSING_POLICY_IMPUTE_MEDIAN,
+        duplicates=pb.DUPLICATE_POLICY_DROP,
+    )
+    assert examples.dropped_duplicates == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "task", "problem", "place"),
+    [
+        pytest.param("a,kind\n", {}, Problem.EMPTY, {}, id="no rows"),
+        pytest.param(
+            table("7,,no\n"), {}, Problem.MISSING_VALUE, {"row": "7", "column": "b"}, id="gap"
+        ),
+        pytest.param(
+            table("7,8,\n"),
+            {"missing": pb.MISSING_POLICY_DROP_ROWS},
+            Problem.MISSING_VALUE,
+            {"row": "7", "column": "kind"},
+            id="gap in the target",
+        ),
+        pytest.param(
+            "a,b,kind\n" + "".join(f"{n},,{n % 2}\n" for n in range(6)),
+            {"missing": pb.MISSING_POLICY_IMPUTE_MEDIAN},
+            Problem.MISSING_VALUE,
+            {"row": "1", "column": "b"},
+            id="empty column",
+        ),
+        pytest.param(
+            table("7,big,no\n"), {}, Problem.NOT_A_NUMBER, {"row": "7", "column": "b"}, id="text"
+        ),
+        pytest.param(
+            table("7,nan,no\n"), {}, Problem.NOT_A_NUMBER, {"row": "7", "column": "b"}, id="nan"
+        ),
+        pytest.param(
+            table("1e39,8,no\n"),
+            {},
+            Problem.NOT_A_NUMBER,
+            {"row": "7", "column": "a"},
+            id="beyond float32",
+        ),
+        pytest.param(
+            table("7,x,no\ny,8,no\n"),
+            {},
+            Problem.NOT_A_NUMBER,
+            {"row": "7", "column": "b"},
+            id="the first of two",
+        ),
+        pytest.param(
+            table('"7\n",8,no\n8,x,no\n'),
+            {},
+            Problem.NOT_A_NUMBER,
+            {"row": "8", "column": "b"},
+            id="after a line break",
+        ),
+        pytest.param(table("3,4,no\n"), {}, Problem.DUPLICATE_ROW, {"row": "7"}, id="repeated row"),
+        pytest.param(
+            "a,kind\n1,x\n2,x\n3,x\n", {}, Problem.ONE_CLASS, {"column": "kind"}, id="one class"
+        ),
+        pytest.param(
+            "a,b,kind\n,1,x\n,2,x\n,3,x\n1,1,y\n2,2,y\n3,3,y\n",
+            {"missing": pb.MISSING_POLICY_DROP_ROWS},
+            Problem.ONE_CLASS,
+            {"column": "kind"},
+            id="one class left",
+        ),
+        pytest.param(
+            table("7,8,rare\n8,9,rare\n"),
+            {},
+            Problem.RARE_CLASS,
+            {"column": "kind"},
+            id="two rows of a class",
+        ),
+        pytest.param(
+            table(), {"target": "Kind"}, Problem.MISSING_COLUMN, {"column": "Kind"}, id="no target"
+        ),
+        pytest.param(
+            table(), {"features": ["z"]}, Problem.MISSING_COLUMN, {"column": "z"}, id="no feature"
+        ),
+        pytest.param(
+            "kind\nx\ny\n", {}, Problem.MISSING_COLUMN, {"column": "kind"}, id="target only"
+        ),
+        pytest.param(
+            "label,kind\n1,x\n",
+            {},
+            Problem.DUPLICATE_COLUMN,
+            {"column": "label"},
+            id="named like an output",
+        ),
+    ],
+)
+def test_refuses_tables(
+    file: Path, content: str, task: dict[str, Any], problem: Problem, place: dict[str, str]
+) -> None:
+    with pytest.raises(DatasetInvalidError) as refused:
+        load_table(file, content, **task)
+    assert refused.value.metadata == {"problem": problem} | place
+    for value in place.values():
+        assert value in str(refused.value)
+
+
+def test_messages_name_both_rows_and_the_value(file: Path) -> None:
+    with pytest.raises(DatasetInvalidError, match="row 7 repeats row 3"):
+        load_table(file, table("3,4,no\n"))
+    with pytest.raises(DatasetInvalidError, match="'12,5'"):
+        load_table(file, table('7,"12,5",no\n'))
+
+
+def test_the_target_may_be_named_like_an_output(file: Path) -> None:
+    content = table().replace("kind", "label")
+    assert load_table(file, content, target="label").labels == ("no", "yes")
+
+
+def test_gives_grey_images_a_channel_and_keeps_their_dtype(file: Path) -> None:
+    examples = load_images(file, pictures())
+    assert list(examples.inputs) == ["image"]
+    assert examples.inputs["image"].shape == (6, 4, 3, 1)
+    assert examples.inputs["image"].dtype == np.uint8
+    assert examples.labels == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("stored", "sent"),
+    [("f8", np.float32), (">f4", np.float32), (">u2", np.uint16), ("f2", np.float16)],
+)
+def test_reads_any_number_type_in_any_order(file: Path, stored: str, sent: Any) -> None:
+    images = np.asfortranarray(np.arange(6 * 12).reshape(6, 2, 3, 2).astype(stored))
+    examples = load_images(file, pictures(images=images))
+    assert examples.inputs["image"].dtype == sent
+    np.testing.assert_array_equal(examples.inputs["image"], images)
+
+
+@pytest.mark.parametrize(
+    "classes", [np.array(["no", "yes"] * 3), np.array([b"no", b"yes"] * 3)], ids=["str", "bytes"]
+)
+def test_reads_classes_as_text(file: Path, classes: Any) -> None:
+    assert load_images(file, pictures(labels=classes)).labels == ("no", "yes")
+
+
+def test_reads_the_arrays_asked_for(file: Path) -> None:
+    arrays = {"x": pictures()["images"], "y": pictures()["labels"], "more": np.zeros(6)}
+    assert load_images(file, arrays, images="x", labels="y").total == 6
+
+
+NAN = np.where(np.arange(24).reshape(6, 2, 2) == 9, np.nan, np.arange(24).reshape(6, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "problem", "place"),
+    [
+        pytest.param(
+            {"images": NAN}, Problem.NOT_A_NUMBER, {"row": "3", "array": "images"}, id="nan"
+        ),
+        pytest.param(
+            {"images": np.full((6, 2, 2), 1e300)},
+            Problem.NOT_A_NUMBER,
+            {"row": "1", "array": "images"},
+            id="beyond float32",
+        ),
+        pytest.param(
+            {"images": np.zeros((6, 2))}, Problem.WRONG_SHAPE, {"array": "images"}, id="flat"
+        ),
+        pytest.param(
+            {"labels": np.zeros((6, 2), int)}, Problem.WRONG_SHAPE, {"array": "labels"}, id="pairs"
+        ),
+        pytest.param(
+            {"images": np.zeros((6, 2, 2), bool)},
+            Problem.WRONG_DTYPE,
+            {"array": "images"},
+            id="boolean pixels",
+        ),
+        pytest.param(
+            {"labels": np.zeros(6)}, Problem.WRONG_DTYPE, {"array": "labels"}, id="float classes"
+        ),
+        pytest.param(
+            {"labels": np.array(["a", ""] * 3)},
+            Problem.MISSING_VALUE,
+            {"row": "2", "array": "labels"},
+            id="empty class",
+        ),
+        pytest.param(
+            {"labels": np.array([b"a", b"\xff"] * 3)},
+            Problem.MALFORMED,
+            {"row": "2", "array": "labels"},
+            id="no UTF-8",
+        ),
+        pytest.param(
+            {"labels": np.zeros(6, int)}, Problem.ONE_CLASS, {"array": "labels"}, id="one class"
+        ),
+        pytest.param(
+            {"labels": np.array([0, 0, 0, 0, 1, 1])},
+            Problem.RARE_CLASS,
+            {"array": "labels"},
+            id="two of a class",
+        ),
+        pytest.param(
+            {"images": np.zeros((6, 2, 2))}, Problem.DUPLICATE_ROW, {"row": "3"}, id="repeated"
+        ),
+    ],
+)
+def test_refuses_images(
+    file: Path, replaced: dict[str, Any], problem: Problem, place: dict[str, str]
+) -> None:
+    with pytest.raises(DatasetInvalidError) as refused:
+        load_images(file, pictures(**replaced))
+    assert refused.value.metadata == {"problem": problem} | place
+
+
+def test_refuses_an_archive_without_the_array(file: Path) -> None:
+    with pytest.raises(DatasetInvalidError) as refused:
+        load_images(file, {"x": np.zeros((6, 2, 2))}, images="x")
+    assert refused.value.metadata == {"problem": "MISSING_ARRAY", "array": "labels"}
+
+
+def test_refuses_a_network_too_large_for_the_rows(file: Path) -> None:
+    file.write_text(table())
+    message = tabular()
+    message.dense.hidden_units.extend([4096] * 16)
+    with pytest.raises(FieldInvalidError) as refused:
+        load_examples(parse_spec(message), file)
+    assert refused.value.metadata["field"] == "training_job.spec.dense.hidden_units"
