@@ -12,8 +12,10 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -52,6 +54,11 @@ class Work:
         """Directory of the files to publish; complete and durable once the outcome is a result."""
         return self.directory / "bundle"
 
+    @property
+    def spec_path(self) -> Path:
+        """File with the spec as JSON."""
+        return self.directory / "spec.json"
+
 
 class Executor(Protocol):
     """Runs training jobs somewhere."""
@@ -69,7 +76,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalExecutor:
-    """An `Executor` of processes that die with the one that started them.
+    """An `Executor` of processes on this machine (Linux) that die with the one that started them.
 
     Call `run` from the main thread: the kernel ends the process when the *thread* that started it
     ends.
@@ -89,52 +96,77 @@ class LocalExecutor:
 
     async def run(self, work: Work, on_progress: Callable[[pb.Progress], None]) -> Outcome:
         """See `Executor`."""
-        process = await self._start(work)
-        said = _Said(on_progress, work.name)
-        reading = asyncio.create_task(said.listen(process))
-        try:
-            await process.wait()
-        finally:
-            stopping = asyncio.create_task(self._stop(process, reading))
-            while not stopping.done():  # Cancelled again or not: nothing may be left running.
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.shield(stopping)
-        outcome = said.outcome(process.returncode or 0, self.memory_bytes)
+        job_log = await asyncio.to_thread(_prepare, work)
+        with job_log, self._start(work, job_log) as process, _exit_of(process) as exited:
+            said = _Said(on_progress, work.name)
+            reading = asyncio.create_task(said.listen(process))
+            try:
+                await exited.wait()
+            finally:
+                stopping = asyncio.create_task(self._stop(process, exited, reading))
+                while not stopping.done():  # Cancelled again or not: nothing may be left running.
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.shield(stopping)
+        outcome = said.outcome(process.returncode, self.memory_bytes)
         if isinstance(outcome, pb.TrainingResult):
             await asyncio.to_thread(_make_durable, work.bundle)
         return outcome
 
-    async def _start(self, work: Work) -> asyncio.subprocess.Process:
-        spec_path = work.directory / "spec.json"
-        job_log = await asyncio.to_thread(_prepare, work, spec_path)
-        with job_log:
-            return await asyncio.create_subprocess_exec(
+    def _start(self, work: Work, job_log: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 the trainer's own program
+            [
                 *(sys.executable, "-I", "-S", str(Path(confine.__file__))),
                 *(str(os.getpid()), str(_NICENESS), str(self.memory_bytes)),
                 *self.command,
-                *("--spec", str(spec_path)),
+                *("--spec", str(work.spec_path)),
                 *("--dataset", str(work.dataset)),
                 *("--out", str(work.bundle)),
                 *("--threads", str(self.num_threads)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=job_log,
-                start_new_session=True,  # Its own group, so that what it starts ends with it.
-                limit=_MAX_LINE_BYTES,
-            )
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=job_log,
+            start_new_session=True,  # Its own group, so that what it starts ends with it.
+        )
 
-    async def _stop(self, process: asyncio.subprocess.Process, reading: asyncio.Task[None]) -> None:
+    async def _stop(
+        self,
+        process: subprocess.Popen[bytes],
+        exited: asyncio.Event,
+        reading: asyncio.Task[None],
+    ) -> None:
         """End the process if it runs, in any case what it left behind, and hear it out."""
-        if process.returncode is None:
-            _signal_group(process, signal.SIGTERM)
+        if not exited.is_set():
+            os.killpg(process.pid, signal.SIGTERM)
             try:
                 async with asyncio.timeout(self.grace_s):
-                    await process.wait()
+                    await exited.wait()
             except TimeoutError:
                 log.warning("process %s ignores SIGTERM, it is killed", process.pid)
-        _signal_group(process, signal.SIGKILL)
-        await process.wait()
+        # Not waited for yet, so the id is still that of this group.
+        os.killpg(process.pid, signal.SIGKILL)
+        await exited.wait()
         await reading
+        process.wait()
+
+
+@contextmanager
+def _exit_of(process: subprocess.Popen[bytes]) -> Iterator[asyncio.Event]:
+    """Yield what is set when the process has ended; asyncio's own wait is for its pipes too."""
+    loop = asyncio.get_running_loop()
+    exited = asyncio.Event()
+    descriptor = os.pidfd_open(process.pid)
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        exited.set()
+
+    loop.add_reader(descriptor, ended)
+    try:
+        yield exited
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 @dataclass(slots=True)
@@ -147,15 +179,20 @@ class _Said:
     error: pb.JobError | None = None
     garbage: list[bytes] = field(default_factory=list)
 
-    async def listen(self, process: asyncio.subprocess.Process) -> None:
+    async def listen(self, process: subprocess.Popen[bytes]) -> None:
         """Take in all lines. A line too long to hold is the end of the process."""
-        assert process.stdout is not None  # noqa: S101 it was asked for
+        lines = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), process.stdout
+        )
         try:
-            async for line in process.stdout:
+            async for line in lines:
                 self._take(line)
         except ValueError:
             log.error("%s wrote a line of more than %s bytes", self.name, _MAX_LINE_BYTES)
-            _signal_group(process, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            transport.close()
 
     def _take(self, line: bytes) -> None:
         try:
@@ -184,12 +221,12 @@ class _Said:
         )
 
 
-def _prepare(work: Work, spec_path: Path) -> BinaryIO:
+def _prepare(work: Work) -> BinaryIO:
     """Make the directory as a first attempt finds it and open the log, which grows."""
     work.directory.mkdir(parents=True, exist_ok=True)
     if work.bundle.exists():
         shutil.rmtree(work.bundle)
-    spec_path.write_text(json_format.MessageToJson(work.spec))
+    work.spec_path.write_text(json_format.MessageToJson(work.spec))
     return (work.directory / "job.log").open("ab")
 
 
@@ -202,9 +239,6 @@ def _make_durable(bundle: Path) -> None:
 
 
 def _parse(value: Any, message: Any) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError(value)
     return json_format.ParseDict(value, message, ignore_unknown_fields=True)
-
-
-def _signal_group(process: asyncio.subprocess.Process, signum: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # All of it has ended.
-        os.killpg(process.pid, signum)

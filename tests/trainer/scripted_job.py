@@ -1,0 +1,97 @@
+"""Stands in for the process of a job: speaks its protocol, without TensorFlow.
+
+What it does is the id of the model it is to train, up to the first `-`. Its first argument is a
+directory with the files of a bundle.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def say(**message: Any) -> None:
+    print(json.dumps(message), flush=True)  # noqa: T201 the protocol
+
+
+def progress(**fields: Any) -> None:
+    say(progress={"phase": "PHASE_TRAINING", "maxEpochs": 3, **fields})
+
+
+def result(bundle: Path, out: Path) -> None:
+    shutil.copytree(bundle, out)
+    say(result={"metrics": {"accuracy": 0.75}, "labels": ["no", "yes"]})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    for option in ("--spec", "--dataset", "--out"):
+        parser.add_argument(option, type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    model = json.loads(args.spec.read_text())["publication"]["model"].rpartition("/")[2]
+    sys.stderr.write(f"trains {model}\n")
+    say(progress={"phase": "PHASE_STARTING"})
+    match model.partition("-")[0]:
+        case "succeeds":
+            for epoch in (1, 2, 3):
+                progress(epoch=epoch, metrics={"val_loss": 1 / epoch})
+        case "chatters":
+            for step in range(2000):
+                progress(step=step)
+        case "garbles":
+            sys.stdout.buffer.write(b"\xff\xfe\n[]\n7\n{}\n\n" + b"x" * 100_000 + b"\n")
+            sys.stdout.buffer.write(b'{"result": {"metrics": 3}}\n{"progress": "soon"}\n')
+            sys.stdout.flush()
+        case "refuses":
+            metadata = {"problem": "ONE_CLASS"}
+            reason = "ERROR_REASON_DATASET_INVALID"
+            say(error={"reason": reason, "message": "only one class", "metadata": metadata})
+            return 1
+        case "misnames":
+            say(error={"reason": "ERROR_REASON_NO_SUCH", "message": "?"})
+            return 1
+        case "exits":
+            return 3
+        case "lies":
+            result(args.bundle, args.out)
+            return 3
+        case "aborts":
+            os.kill(os.getpid(), signal.SIGABRT)
+        case "hoards":
+            bytearray(4 * 1024**3)
+        case "hangs":
+            progress(step=1, metrics={"pid": os.getpid()})
+            signal.pause()
+        case "resists":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            progress(step=1, metrics={"pid": os.getpid()})
+            while True:
+                signal.pause()
+        case "leaves":
+            child = subprocess.Popen(["sleep", "1000"])  # noqa: S607
+            progress(step=1, metrics={"pid": child.pid})
+        case "resumes":
+            seen = args.out.parent / "seen"
+            if not seen.exists():
+                seen.touch()
+                progress(step=1, metrics={"pid": os.getpid()})
+                signal.pause()
+        case "breaks":
+            result(args.bundle, args.out)
+            (args.out / "model.onnx").write_bytes(b"no graph")
+            return 0
+        case unknown:
+            raise ValueError(unknown)
+    result(args.bundle, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Jobs from their creation to their end, in whatever way they, the trainer or the registry end."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from servery.errors.v1 import error_reason_pb2 as reasons
+from servery.registry.v1 import registry_pb2
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.__main__ import trainer
+from servery_trainer.jobs import CANCELLED, FAILED, PUBLISHING, QUEUED, RUNNING, SUCCEEDED
+from servery_trainer.settings import TrainerSettings
+from tests.trainer.service import (
+    NOWHERE,
+    Client,
+    alive,
+    failure,
+    registry_client,
+    running_registry,
+    running_trainer,
+    until,
+)
+
+
+@pytest.fixture
+async def client(tmp_path: Path, command: Sequence[str], registry: str) -> AsyncIterator[Client]:
+    async with running_trainer(tmp_path, command, registry) as client:
+        yield client
+
+
+def states(events: Sequence[pb.WatchTrainingJobResponse]) -> list[int]:
+    return [e.training_job.state for e in events if e.HasField("training_job")]
+
+
+async def test_a_job_ends_in_a_version_and_its_alias(client: Client, registry: str) -> None:
+    job = await client.train("succeeds-alias", alias="production")
+    events = await client.events(job.name)
+    assert states(events) == [QUEUED, RUNNING, PUBLISHING, SUCCEEDED]
+    ended = events[-1].training_job
+    assert ended == await client.get(job.name)
+    version = "tenants/default/models/succeeds-alias/versions/1"
+    assert (ended.result.version, ended.attempt) == (version, 1)
+    assert ended.create_time.ToDatetime() <= ended.start_time.ToDatetime()
+    assert ended.start_time.ToDatetime() < ended.end_time.ToDatetime()
+    async with registry_client(registry) as stub:
+        alias = "tenants/default/models/succeeds-alias/aliases/production"
+        got = await stub.GetAlias(registry_pb2.GetAliasRequest(name=alias))
+        assert got.alias.version == version
+        stored = await stub.GetVersion(registry_pb2.GetVersionRequest(name=version))
+        assert dict(stored.version.metrics) == {"accuracy": 0.75}
+
+
+async def test_progress_reaches_the_watcher_and_the_job(client: Client) -> None:
+    job = await client.train("succeeds-progress")
+    events = await client.events(job.name)
+    seen = [event.progress for event in events if event.HasField("progress")]
+    assert seen[-1].epoch == 3
+    assert seen[-1].metrics["val_loss"] == pytest.approx(1 / 3)
+
+
+async def test_a_chatty_job_is_heard_to_its_end(client: Client) -> None:
+    job = await client.train("chatters")
+    events = await client.events(job.name)
+    assert events[-1].training_job.state == SUCCEEDED
+    steps = [event.progress.step for event in events if event.HasField("progress")]
+    assert steps[-1] == 1999
+    assert len(steps) < 20
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        pytest.param("aborts", reasons.ERROR_REASON_TRAINING_JOB_CRASHED, id="crash"),
+        pytest.param("refuses", reasons.ERROR_REASON_DATASET_INVALID, id="error of the job"),
+        pytest.param("breaks", reasons.ERROR_REASON_GRAPH_REFUSED, id="refused by the registry"),
+    ],
+)
+async def test_a_failed_job_says_why_and_publishes_nothing(
+    client: Client,
+    registry: str,
+    tmp_path: Path,
+    model: str,
+    reason: "reasons.ErrorReason.ValueType",
+) -> None:
+    job = await client.train(model, alias="production")
+    ended = await client.end(job.name)
+    assert (ended.state, ended.error.reason) == (FAILED, reason)
+    assert str(tmp_path) not in ended.error.message
+    assert not ended.HasField("result")
+    async with registry_client(registry) as stub:
+        request = registry_pb2.GetModelRequest(name=f"tenants/default/models/{model}")
+        assert (await failure(stub.GetModel(request))).code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_one_place_runs_one_job_at_a_time_in_order(client: Client) -> None:
+    first, second = await client.train("hangs"), await client.train("hangs")
+    third = await client.train("succeeds-third")
+    await client.pid(first.name)
+    assert (await client.get(second.name)).state == QUEUED
+    await client.cancel(second.name)
+    assert states(await client.events(second.name)) == [QUEUED, CANCELLED]
+    assert (await client.get(third.name)).state == QUEUED
+    await client.cancel(first.name)
+    assert (await client.end(third.name)).state == SUCCEEDED
+
+
+async def test_two_places_run_two_jobs(tmp_path: Path, command: Sequence[str]) -> None:
+    async with running_trainer(tmp_path, command, parallel_jobs=2) as client:
+        names = [(await client.train("hangs")).name for _ in range(2)]
+        pids = [await client.pid(name) for name in names]
+        assert alive(pids[0])
+        assert alive(pids[1])
+    assert not alive(pids[0])
+    assert not alive(pids[1])
+
+
+async def test_a_cancelled_process_is_gone_before_the_job_is(client: Client) -> None:
+    job = await client.train("hangs")
+    pid = await client.pid(job.name)
+    await asyncio.gather(client.cancel(job.name), client.cancel(job.name))
+    assert states(await client.events(job.name)) == [QUEUED, RUNNING, CANCELLED]
+    assert not alive(pid)
+
+
+async def test_the_disk_is_given_back_but_for_the_log(client: Client, tmp_path: Path) -> None:
+    job = await client.train("succeeds-tidily")
+    await client.end(job.name)
+    directory = tmp_path / "jobs" / "default" / job.name.rpartition("/")[2]
+    await until(lambda: not (directory / "bundle").exists())
+    assert (directory / "job.log").read_text() == "trains succeeds-tidily\n"
+
+
+@pytest.mark.slow
+async def test_publishing_waits_for_a_registry(tmp_path: Path, command: Sequence[str]) -> None:
+    registry = tmp_path / "r"
+    registry.mkdir()
+    address = f"unix:{registry / 's'}"
+    async with running_trainer(tmp_path / "t", command, address) as client:
+        job = await client.train("succeeds-late", alias="production")
+        await client.until(job.name, PUBLISHING)
+        with running_registry(registry):
+            assert (await client.end(job.name)).state == SUCCEEDED
+
+
+async def test_publishing_can_be_cancelled_while_no_registry_answers(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    async with running_trainer(tmp_path, command) as client:
+        job = await client.train("succeeds-never")
+        await client.until(job.name, PUBLISHING)
+        assert (await client.cancel(job.name)).state == CANCELLED
+        assert (await client.end(job.name)).state == CANCELLED
+
+
+async def test_a_new_trainer_publishes_what_the_old_one_proved(
+    tmp_path: Path, command: Sequence[str], registry: str
+) -> None:
+    async with running_trainer(tmp_path, command) as client:
+        job = await client.train("succeeds-anyway")
+        await client.until(job.name, PUBLISHING)
+    async with running_trainer(tmp_path, command, registry) as client:
+        ended = await client.end(job.name)
+        assert (ended.state, ended.attempt) == (SUCCEEDED, 1)
+
+
+async def test_watchers_do_not_hold_up_a_trainer_that_stops(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    settings = TrainerSettings(data_dir=tmp_path, registry=NOWHERE, drain_s=60)
+    async with AsyncExitStack() as after:
+        async with trainer(settings, command) as server:
+            channel = grpc.aio.insecure_channel(server.address)
+            client = Client(await after.enter_async_context(channel))
+            job = await client.train("hangs")
+            await client.pid(job.name)
+            watching = asyncio.create_task(failure(client.events(job.name)))
+            await asyncio.sleep(0)
+        error = await asyncio.wait_for(watching, 10)
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+
+
+@contextmanager
+def trainer_process(
+    directory: Path, bundle: Path, registry: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a trainer as a process of its own, listening on `s` in `directory`."""
+    program = Path(__file__).with_name("scripted_trainer.py")
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, str(program), str(bundle)),
+                *("--data-dir", str(directory / "data"), "--registry", registry),
+                *("--listen", f"unix:{directory / 's'}"),
+            ],
+            stderr=log,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.mark.slow
+async def test_a_killed_trainer_loses_no_job(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, registry: str
+) -> None:
+    directory = tmp_path_factory.mktemp("t")  # Short: it holds a socket.
+    address = f"unix:{directory / 's'}"
+    with trainer_process(directory, bundle, registry) as process:
+        async with grpc.aio.insecure_channel(address) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 30)
+            client = Client(channel)
+            running, waiting = await client.train("resumes"), await client.train("succeeds-after")
+            pid = await client.pid(running.name)
+            last = await client.watch(running.name).read()
+        process.kill()
+        process.wait(10)
+    await until(lambda: not alive(pid))
+    with trainer_process(directory, bundle, registry):
+        async with grpc.aio.insecure_channel(address) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 30)
+            client = Client(channel)
+            events = await client.events(running.name, last.resume_token)
+            assert states(events) == [RUNNING, QUEUED, RUNNING, PUBLISHING, SUCCEEDED]
+            assert events[-1].training_job.attempt == 2
+            assert (await client.end(waiting.name)).attempt == 1
+
+
+async def test_two_trainers_do_not_share_a_directory(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    async with running_trainer(tmp_path, command):
+        with pytest.raises(RuntimeError, match="in use"):
+            async with running_trainer(tmp_path, command):
+                pass
