@@ -258,7 +258,7 @@ def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
 def _bad_token() -> Mapping[str, Any]:
     """How a missing or unacceptable token is answered; Envoy alone says 403 for some of them."""
     return {
-        "filter": {"response_flag_filter": {"flags": ["UAEX"]}},
+        "filter": _denial("response.code_details.startsWith('jwt_authn_access_denied')"),
         "status_code": 401,
         "body_format_override": {
             "text_format_source": {
@@ -273,18 +273,8 @@ def _revoked_key() -> Mapping[str, Any]:
     """How the live token of a revoked key is answered: as the exchange of the key would be."""
     status = to_status(ApiKeyInvalidError())
     details = base64.b64encode(status.SerializeToString(deterministic=True)).decode()
-    cel = f"{_EXTENSIONS}.access_loggers.filters.cel.v3.ExpressionFilter"
     return {
-        "filter": {
-            "extension_filter": _filter(
-                "envoy.access_loggers.extension_filters.cel",
-                {
-                    "@type": cel,
-                    "expression": "response.code_details =="
-                    " 'rbac_access_denied_matched_policy[revoked]'",
-                },
-            )
-        },
+        "filter": _denial("response.code_details == 'rbac_access_denied_matched_policy[revoked]'"),
         "status_code": 401,
         "body_format_override": {"text_format_source": {"inline_string": status.message}},
         "headers_to_add": [
@@ -294,6 +284,15 @@ def _revoked_key() -> Mapping[str, Any]:
             }
         ],
     }
+
+
+def _denial(expression: str) -> Mapping[str, Any]:
+    """Select the answers of Envoy itself for which a CEL expression holds."""
+    config = {
+        "@type": f"{_EXTENSIONS}.access_loggers.filters.cel.v3.ExpressionFilter",
+        "expression": expression,
+    }
+    return {"extension_filter": _filter("envoy.access_loggers.extension_filters.cel", config)}
 
 
 def _metadata(namespace: str, *path: str, exact: str) -> Mapping[str, Any]:

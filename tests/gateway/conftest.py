@@ -1,0 +1,355 @@
+"""The gateway as deployed: control plane, Envoy, and servers behind that record who called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import jwt
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf import descriptor_pool, message_factory
+
+from servery.errors import ApiError
+from servery.gateway.v1 import gateway_pb2 as pb
+from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
+from servery.inference.pool import pool as inference_pool
+from servery_gateway.control_plane import control_plane
+from servery_gateway.envoy import is_ready
+from servery_gateway.methods import INFERENCE, REGISTRY, TRAINER, Method, methods
+from servery_gateway.settings import GatewaySettings
+from servery_gateway.tokens import SigningKey
+from servery_rpc.server import Service, serving
+from servery_rpc.settings import ServerSettings
+
+VERBS = ("infer", "read", "train", "publish", "promote", "admin")
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+]
+
+
+@dataclass
+class Backend(grpc.GenericRpcHandler):
+    """Any server behind the gateway: answers every method of an upstream and records the call.
+
+    A method answers one default message for each request, or one if its caller does not stream.
+    """
+
+    upstream: str
+    metadata: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Path to the metadata of its last call."""
+    num_requests: dict[str, int] = field(default_factory=dict)
+    """Path to the number of messages its last call brought."""
+    time_remaining_s: dict[str, float | None] = field(default_factory=dict)
+    """Path to how long its last call could take when it came; None: for ever."""
+    hold: asyncio.Event | None = None
+    """If set, streams stay open after their messages until it is."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        path = handler_call_details.method
+        for method in methods():
+            if method.path == path and method.upstream == self.upstream:
+                self.metadata[path] = dict(handler_call_details.invocation_metadata)
+                return self._handler(method)
+        return None
+
+    def _handler(self, method: Method) -> Any:
+        _, response = message_classes(method)
+        count = self.num_requests
+
+        async def single(request: Any, context: Any) -> Any:
+            self.time_remaining_s[method.path] = context.time_remaining()
+            if method.client_streaming:
+                count[method.path] = len([1 async for _ in request])
+            return response()
+
+        async def many(request: Any, context: Any) -> AsyncIterator[Any]:
+            self.time_remaining_s[method.path] = context.time_remaining()
+            if method.client_streaming:
+                async for _ in request:
+                    yield response()
+            else:
+                yield response()
+            if self.hold is not None:
+                await self.hold.wait()
+
+        kind = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[method.client_streaming, method.server_streaming]
+        behaviour = many if method.server_streaming else single
+        return kind(behaviour, None, response.SerializeToString)
+
+
+def message_classes(method: Method) -> tuple[type[Any], type[Any]]:
+    """The classes of a method's request and response."""
+    pools = (inference_pool(), descriptor_pool.Default())
+    pool = pools[0] if method.service.startswith("inference.") else pools[1]
+    service = pool.FindServiceByName(method.service)
+    found = service.methods_by_name[method.name]
+    return (
+        message_factory.GetMessageClass(found.input_type),
+        message_factory.GetMessageClass(found.output_type),
+    )
+
+
+@asynccontextmanager
+async def backend(upstream: str, socket_path: Path) -> AsyncIterator[Backend]:
+    """Serve a backend, with health, on a unix socket."""
+    handler = Backend(upstream)
+    settings = ServerSettings(listen=f"unix:{socket_path}", drain_s=0)
+    service = Service(f"test.{upstream}", lambda s: s.add_generic_rpc_handlers([handler]))
+    async with serving(settings, service):
+        yield handler
+
+
+@contextmanager
+def process(*argv: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python module as a process; stop it in the end."""
+    with log.open("ab") as file:
+        running = subprocess.Popen([sys.executable, "-m", *argv], stdout=file, stderr=file)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        running.wait(15)
+
+
+def envoy(directory: Path) -> Any:
+    """Run Envoy on the control plane of `directory`."""
+    argv = ("--ads", f"unix:{directory}/gateway.sock", "--run-dir", str(directory / "envoy"))
+    return process("servery_gateway.envoy", *argv, log=directory / "envoy.log")
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 15.0) -> float:
+    """Poll until `condition` holds; return after how many seconds it did."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 other processes set no event
+            await asyncio.sleep(0.02)
+    return loop.time() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A running gateway."""
+
+    directory: Path
+    settings: GatewaySettings
+    channel: grpc.aio.Channel
+    """To Envoy, as clients reach it."""
+    platform: grpc.aio.Channel
+    """To the control plane's own socket."""
+    backends: dict[str, Backend]
+    backend_exits: dict[str, AsyncExitStack]
+
+    async def start_backend(self, name: str) -> None:
+        """Serve the upstream `name`."""
+        exits = AsyncExitStack()
+        server = backend(name, self.directory / f"{name}.sock")
+        self.backends[name] = await exits.enter_async_context(server)
+        self.backend_exits[name] = exits
+
+    async def stop_backend(self, name: str) -> None:
+        """Serve it no more."""
+        await self.backend_exits.pop(name).aclose()
+
+    @property
+    def signing_key(self) -> SigningKey:
+        return SigningKey.from_pem((self.settings.data_dir / "signing-key.pem").read_bytes())
+
+    async def new_key(self, tenant: str = "default", /, **permissions: Sequence[str]) -> Any:
+        """Create a key as the platform does."""
+        key = pb.ApiKey(
+            permissions=[
+                pb.Permission(verb=pb.Verb.Value(f"VERB_{verb.upper()}"), models=models)
+                for verb, models in permissions.items()
+            ]
+        )
+        if tenant != "default":
+            request = pb.CreateTenantRequest(tenant=pb.Tenant(name=f"tenants/{tenant}"))
+            with contextlib.suppress(grpc.aio.AioRpcError):  # It may exist.
+                await pb_grpc.TenantServiceStub(self.platform).CreateTenant(request)
+        return await pb_grpc.ApiKeyServiceStub(self.platform).CreateApiKey(
+            pb.CreateApiKeyRequest(parent=f"tenants/{tenant}", api_key=key)
+        )
+
+    async def exchange(self, secret: str) -> str:
+        """Exchange a key for a token, through Envoy."""
+        response = await pb_grpc.AuthServiceStub(self.channel).ExchangeApiKey(
+            pb.ExchangeApiKeyRequest(api_key=secret)
+        )
+        return response.access_token
+
+    async def token(self, tenant: str = "default", /, **permissions: Sequence[str]) -> str:
+        """Return the token of a new key."""
+        return await self.exchange((await self.new_key(tenant, **permissions)).secret)
+
+    def forged(self, key: ec.EllipticCurvePrivateKey | None = None, **claims: Any) -> str:
+        """Sign claims that the gateway would not, with its own key or another one."""
+        now = int(time.time())
+        whole: dict[str, Any] = {
+            "iss": "servery",
+            "aud": "servery",
+            "sub": "tenants/default/apiKeys/x",
+            "tenant": "default",
+            "permissions": {"read": ["*"]},
+            "iat": now,
+            "exp": now + 60,
+        }
+        whole.update(claims)
+        whole = {name: value for name, value in whole.items() if value is not None}
+        own = self.signing_key
+        headers = {"kid": own.jwk["kid"]}
+        return jwt.encode(whole, key or own.private_key, "ES256", headers=headers)
+
+    async def call(
+        self,
+        path: str,
+        token: str | None = None,
+        request: Any = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> Any:
+        """Call any method with one message (default: an empty one); return the first answer."""
+        method = next(m for m in methods() if m.path == path)
+        request_class, response_class = message_classes(method)
+        message = request_class() if request is None else request
+        kind = (
+            f"{'stream' if method.client_streaming else 'unary'}_"
+            f"{'stream' if method.server_streaming else 'unary'}"
+        )
+        start = getattr(self.channel, kind)(
+            path, request_class.SerializeToString, response_class.FromString
+        )
+        sent = iter([message]) if method.client_streaming else message
+        headers = list(metadata)
+        if token is not None:
+            headers.append(("authorization", f"Bearer {token}"))
+        call = start(sent, metadata=headers, timeout=20)
+        if method.server_streaming:
+            first = await call.read()
+            assert first is not grpc.aio.EOF
+            call.cancel()
+            return first
+        return await call
+
+    async def refusal(
+        self, path: str, token: str | None = None, request: Any = None, **kwargs: Any
+    ) -> ApiError:
+        """Call a method that must fail; return how it did."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.call(path, token, request, **kwargs)
+        return ApiError.of(caught.value)
+
+
+def settings_for(directory: Path, **more: Any) -> GatewaySettings:
+    """Settings of a gateway that keeps everything in `directory`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return GatewaySettings(
+        listen=f"unix:{directory}/gateway.sock",
+        data_dir=directory / "data",
+        public_listen=f"127.0.0.1:{port}",
+        inference=f"unix:{directory}/inference.sock",
+        registry=f"unix:{directory}/registry.sock",
+        trainer=f"unix:{directory}/trainer.sock",
+        drain_s=1,
+        **more,
+    )
+
+
+@asynccontextmanager
+async def running_stack(
+    settings: GatewaySettings, directory: Path, credentials: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[Stack]:
+    """Run all but the control plane, which must run or come up already."""
+    async with AsyncExitStack() as exits:
+        exits.enter_context(envoy(directory))
+        if credentials is None:
+            channel = grpc.aio.insecure_channel(settings.public_listen, OPTIONS)
+        else:
+            channel = grpc.aio.secure_channel(settings.public_listen, credentials, OPTIONS)
+        stack = Stack(
+            directory=directory,
+            settings=settings,
+            channel=await exits.enter_async_context(channel),
+            platform=await exits.enter_async_context(
+                grpc.aio.insecure_channel(settings.listen, OPTIONS)
+            ),
+            backends={},
+            backend_exits={},
+        )
+        for name in (INFERENCE, REGISTRY, TRAINER):
+            await stack.start_backend(name)
+        await until(lambda: asyncio.to_thread(is_ready, directory / "envoy"))
+        try:
+            yield stack
+        finally:
+            for name in tuple(stack.backend_exits):
+                await stack.stop_backend(name)
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory whose name leaves room for the name of a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="servery-") as name:
+        yield Path(name)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stack() -> AsyncIterator[Stack]:
+    """One gateway for every test that does not break it."""
+    with short_directory() as directory:
+        settings = settings_for(directory)
+        async with control_plane(settings), running_stack(settings, directory) as running:
+            yield running
+
+
+class Builder:
+    """Makes gateways of a test's own."""
+
+    settings_for = staticmethod(settings_for)
+    running_stack = staticmethod(running_stack)
+    process = staticmethod(process)
+    until = staticmethod(until)
+    envoy = staticmethod(envoy)
+    backend = staticmethod(backend)
+
+
+@pytest.fixture
+def build() -> Builder:
+    """What to make a gateway of the test's own with."""
+    return Builder()
+
+
+@pytest.fixture
+def own_directory() -> Iterator[Path]:
+    """A short directory for a gateway of the test's own."""
+    with short_directory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_proxy() -> None:
+    os.environ.setdefault("no_proxy", "127.0.0.1")

@@ -1,0 +1,115 @@
+"""The configuration of Envoy, compared with reviewed files.
+
+After a change that is meant, write them again and read the difference:
+
+    SERVERY_REWRITE_GOLDEN=1 .venv/bin/pytest tests/gateway/test_translation.py
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servery_gateway.address import HostAddress, UnixAddress
+from servery_gateway.envoy import bootstrap
+from servery_gateway.snapshot import (
+    CLUSTER,
+    ENDPOINTS,
+    EXTENSION,
+    LISTENER,
+    ROUTES,
+    SECRET,
+    InconsistentSnapshotError,
+    Snapshot,
+)
+from servery_gateway.translation import Certificate, GatewayState, translate
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+JWK = {"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k", "x": "x", "y": "y"}
+LOCAL = GatewayState(
+    public=HostAddress("127.0.0.1", 8080),
+    certificate=None,
+    upstreams={
+        name: UnixAddress(f"/run/servery/{name}.sock")
+        for name in ("gateway", "inference", "registry", "trainer")
+    },
+    jwks=(JWK,),
+    denied_keys=frozenset(),
+)
+CLUSTERED = GatewayState(
+    public=HostAddress("0.0.0.0", 443),  # noqa: S104 with TLS
+    certificate=Certificate("CERTIFICATE", "KEY"),
+    upstreams={
+        **LOCAL.upstreams,
+        "inference": HostAddress("10.0.0.7", 9000),
+        "registry": HostAddress("registry.servery.svc", 9000),
+    },
+    jwks=(JWK,),
+    denied_keys=frozenset({"tenants/acme/apiKeys/2", "tenants/acme/apiKeys/1"}),
+)
+
+
+def readable(value: Any) -> Any:
+    """Show bytes by their digest and scripts by their lines."""
+    if isinstance(value, Mapping):
+        return {
+            key: hashlib.sha256(part.encode()).hexdigest()
+            if key == "inline_bytes"
+            else part.splitlines()
+            if key == "inline_string" and "\n" in part
+            else readable(part)
+            for key, part in value.items()
+        }
+    return [readable(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def compare(name: str, got: Any) -> None:
+    path = GOLDEN / name
+    if os.environ.get("SERVERY_REWRITE_GOLDEN"):
+        path.write_text(json.dumps(got, indent=1, ensure_ascii=False) + "\n")
+    assert got == json.loads(path.read_text())
+
+
+def test_a_local_gateway() -> None:
+    compare("gateway_local.json", readable(translate(LOCAL).resources))
+
+
+def test_a_gateway_with_tls_and_servers_elsewhere() -> None:
+    resources = translate(CLUSTERED).resources
+    kinds = (CLUSTER, ENDPOINTS, SECRET, EXTENSION)
+    chain = resources[LISTENER]["public"]["filter_chains"][0]
+    got = {kind: resources[kind] for kind in kinds} | {"tls": chain["transport_socket"]}
+    compare("gateway_clustered.json", readable(got))
+
+
+def test_the_bootstrap_of_envoy() -> None:
+    got = bootstrap(UnixAddress("/run/gateway.sock"), UnixAddress("/run/envoy/admin.sock"))
+    compare("envoy_bootstrap.json", got)
+
+
+@pytest.mark.parametrize("state", [LOCAL, CLUSTERED], ids=["local", "clustered"])
+def test_every_resource_is_a_message_of_envoys_api(state: GatewayState) -> None:
+    assert all(value for named in translate(state).encoded.values() for value in named.values())
+
+
+def test_the_order_of_what_goes_in_does_not_matter() -> None:
+    turned = replace(LOCAL, upstreams=dict(reversed(list(LOCAL.upstreams.items()))))
+    assert translate(turned).versions == translate(LOCAL).versions
+
+
+def test_a_revocation_changes_the_deny_list_and_nothing_else() -> None:
+    before = translate(LOCAL).versions
+    after = translate(replace(LOCAL, denied_keys=frozenset({"tenants/a/apiKeys/1"}))).versions
+    assert {kind for kind in before if before[kind] != after[kind]} == {EXTENSION}
+
+
+@pytest.mark.parametrize("kind", [CLUSTER, ENDPOINTS, SECRET, EXTENSION, ROUTES])
+def test_a_snapshot_without_what_it_refers_to_cannot_be_made(kind: str) -> None:
+    resources = translate(CLUSTERED).resources
+    with pytest.raises(InconsistentSnapshotError):
+        Snapshot({**resources, kind: {}})
