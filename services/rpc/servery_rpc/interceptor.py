@@ -47,6 +47,9 @@ _DURATION: Final = Histogram(
 class ServeryInterceptor(grpc.aio.ServerInterceptor):
     """Answer every RPC with a response, the status of a `ServeryError`, or INTERNAL."""
 
+    def __init__(self) -> None:
+        self._guarded: dict[str, Any] = {}
+
     async def intercept_service(
         self,
         continuation: Callable[
@@ -54,28 +57,34 @@ class ServeryInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Guard the handler gRPC found, if it found one."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return None  # Unknown method: no series, no log line.
+        """Guard the handler gRPC found, if it found one. Called for every RPC, so remembered."""
         method = handler_call_details.method
-        parse = _parser(handler.request_deserializer)
-        serialize = handler.response_serializer
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                _unary(handler.unary_unary, parse, method), None, serialize
-            )
-        if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(
-                _unary(handler.stream_unary, _each(parse), method), None, serialize
-            )
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(handler.unary_stream, parse, method), None, serialize
-            )
-        return grpc.stream_stream_rpc_method_handler(
-            _stream(handler.stream_stream, _each(parse), method), None, serialize
+        if method not in self._guarded:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None  # Unknown method: no series, no log line.
+            self._guarded[method] = _guard(handler, method)
+        return self._guarded[method]
+
+
+def _guard(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    parse = _parser(handler.request_deserializer)
+    serialize = handler.response_serializer
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(handler.unary_unary, parse, method), None, serialize
         )
+    if handler.stream_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(
+            _unary(handler.stream_unary, _each(parse), method), None, serialize
+        )
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(
+            _stream(handler.unary_stream, parse, method), None, serialize
+        )
+    return grpc.stream_stream_rpc_method_handler(
+        _stream(handler.stream_stream, _each(parse), method), None, serialize
+    )
 
 
 def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
