@@ -48,7 +48,7 @@ class ServeryInterceptor(grpc.aio.ServerInterceptor):
     """Answer every RPC with a response, the status of a `ServeryError`, or INTERNAL."""
 
     def __init__(self) -> None:
-        self._guarded: dict[str, Any] = {}
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
