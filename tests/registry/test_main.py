@@ -1,17 +1,23 @@
 """The process: what it refuses to start with, and how it stops."""
 
+from __future__ import annotations  # The async stub exists only in the .pyi.
+
 import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
+from servery.registry.v1 import registry_pb2 as pb
+from servery.registry.v1 import registry_pb2_grpc as pb_grpc
 from servery_registry.__main__ import RegistrySettings
 from servery_registry.sandbox import AdmissionLimits
 from servery_registry.service import open_registry
 from servery_rpc.settings import load
-from tests.registry.conftest import LIMIT_BYTES, Clock
+from tests.registry.conftest import LIMIT_BYTES, Clock, failure
 
 
 @pytest.mark.parametrize(
@@ -46,3 +52,27 @@ async def test_one_data_directory_has_one_registry(tmp_path: Path, clock: Clock)
     assert ended.returncode == 1
     assert b"data_dir" in ended.stderr
     assert b"Traceback" not in ended.stderr
+
+
+async def test_a_stop_does_not_wait_for_watchers(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/r.sock"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "servery_registry", "--data-dir", str(tmp_path / "data")),
+        *("--listen", address, "--drain-s", "60"),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            request = pb.WatchModelsRequest(parent="tenants/-")
+            call: Any = pb_grpc.RegistryServiceStub(channel).WatchModels(
+                request, wait_for_ready=True
+            )
+            assert (await call.read()).snapshot_complete
+            process.terminate()
+            assert (await failure(call.read())).code is grpc.StatusCode.UNAVAILABLE
+            async with asyncio.timeout(10):
+                assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import sys
+import uuid
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ import pytest
 from servery.registry.v1 import registry_pb2 as pb
 from servery.registry.v1 import registry_pb2_grpc as pb_grpc
 from servery_registry.artifacts import LocalBlobs
-from tests.registry.conftest import MODEL, Clock, bundle, messages, opened
+from tests.registry.conftest import MODEL, Client, Clock, bundle, failure, messages, opened
 
 _IMPATIENT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
 
@@ -49,6 +50,23 @@ async def test_leftovers_of_a_crash_are_swept_and_versions_stay(
     (data_dir / "blobs" / version.files[0].sha256).unlink()
     async with opened(data_dir, clock):
         assert version.files[0].sha256 in caplog.text
+
+
+async def test_a_disk_that_fails_before_the_commit_leaves_nothing_visible(
+    client: Client,
+) -> None:
+    blobs = client.data_dir / "blobs"
+    blobs.rmdir()
+    blobs.write_bytes(b"no directory")
+    again = str(uuid.uuid4())
+    error = await failure(client.register(request_id=again))
+    assert error.code is grpc.StatusCode.INTERNAL
+    assert (await failure(client.versions())).reason == "ERROR_REASON_MODEL_NOT_FOUND"
+    blobs.unlink()
+    blobs.mkdir()
+    version = await client.register(request_id=again)
+    assert version.name == f"{MODEL}/versions/1"
+    assert await client.read(version.name, "golden.npz") == bundle()["golden.npz"]
 
 
 @asynccontextmanager

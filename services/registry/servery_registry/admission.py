@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_NODES: Final = 20_000
 _DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-_MAX_WORDS: Final = 500
+_MAX_WORDS: Final = 250
 _SOURCE: Final = re.compile(r"\S*/\S*\.(?:cc|cpp|h|py)(?::\d+)?\s*")
 
 
@@ -154,7 +154,7 @@ def walk(model: Any) -> None:
 
 
 def words(error: Exception) -> str:
-    """Return the first lines of what a library says, without the places in its source."""
+    """Return what a library says in one line, without the places in its source."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     return " ".join(_SOURCE.sub("", text).split())[:_MAX_WORDS]
 

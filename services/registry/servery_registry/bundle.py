@@ -143,7 +143,7 @@ def check_signature(signature: Signature, graph: Signature) -> None:
         if of_graph.keys() != {tensor.name for tensor in stated}:
             raise BundleInvalidError(
                 SIGNATURE,
-                f"names other {kind} than the graph, which has {', '.join(sorted(of_graph))[:500]}",
+                f"names other {kind} than the graph, which has {', '.join(sorted(of_graph))[:200]}",
             )
         for tensor in stated:
             if not fits(tensor, of_graph[tensor.name]):

@@ -14,6 +14,7 @@ from servery_rpc.errors import ServeryError
 
 _PARALLEL: Final = 2
 _MAX_VERDICT_BYTES: Final = 64 * 1024
+_MAX_WORDS: Final = 300  # gRPC carries a status in headers of at most 8 KiB.
 
 
 class GraphRefusedError(ServeryError):
@@ -109,8 +110,8 @@ def _parse(verdict: bytes) -> dict[str, str] | None:
         parsed: Any = json.loads(verdict)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(parsed, dict) or not all(isinstance(v, str) for v in parsed.values()):
+    if not isinstance(parsed, dict) or not all(type(v) is str for v in parsed.values()):
         return None
     if parsed and "problem" not in parsed:
         return None
-    return parsed
+    return {key: value[:_MAX_WORDS] for key, value in parsed.items()}

@@ -6,28 +6,34 @@ version numbers have no gaps, and the order of the log is the order of the commi
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
 
 from sqlalchemy import Connection, Engine, and_, delete, insert, select, update
 
 from servery_registry import rows, schema
 from servery_registry.database import WRITES
+from servery_registry.statements import (
+    append,
+    find_alias,
+    find_answer,
+    find_model,
+    find_version,
+    last_position,
+    named,
+    next_number,
+    of_model,
+    remember,
+    require_etag,
+)
 from servery_registry.store import (
     AliasNotFoundError,
     Change,
-    EtagMismatchError,
-    ModelNotFoundError,
     NewVersion,
     RequestKey,
     Snapshot,
-    VersionNotFoundError,
 )
 from servery_registry.version import Alias, Model, Version, bundle_digest
-from servery_rpc.errors import RequestIdReusedError
 from servery_rpc.names import AliasName, ModelName, VersionName
-
-_REQUEST_LIFETIME: Final = timedelta(hours=24)
 
 
 class SqlStore:
@@ -51,7 +57,7 @@ class SqlStore:
     def model(self, name: ModelName) -> Model:
         """See `Store`."""
         with self._reader.begin() as tx:
-            return _model(tx, name)
+            return find_model(tx, name)
 
     def models(self, tenant: str, after: str, limit: int) -> Sequence[Model]:
         """See `Store`."""
@@ -78,77 +84,77 @@ class SqlStore:
     def version(self, name: VersionName) -> Version:
         """See `Store`."""
         with self._reader.begin() as tx:
-            return _version(tx, name)
+            return find_version(tx, name)
 
     def versions(self, model: ModelName, before: int | None, limit: int) -> Sequence[Version]:
         """See `Store`."""
-        query = select(schema.versions).where(_of(schema.versions, model))
+        query = select(schema.versions).where(of_model(schema.versions, model))
         if before is not None:
             query = query.where(schema.versions.c.number < before)
         query = query.order_by(schema.versions.c.number.desc()).limit(limit)
         with self._reader.begin() as tx:
-            _model(tx, model)
+            find_model(tx, model)
             return [rows.version(row) for row in tx.execute(query)]
 
     def alias(self, name: AliasName) -> Alias:
         """See `Store`."""
         with self._reader.begin() as tx:
-            if (alias := _alias(tx, name)) is None:
+            if (alias := find_alias(tx, name)) is None:
                 raise AliasNotFoundError(name)
             return alias
 
     def answered(self, tenant: str, request: RequestKey) -> Version | None:
         """See `Store`."""
         with self._reader.begin() as tx:
-            return _answered(tx, tenant, request, self._now())
+            return find_answer(tx, tenant, request, self._now())
 
     def add_version(self, new: NewVersion, request: RequestKey | None) -> Version:
         """See `Store`."""
         now = self._now()
         with self._write() as tx:
-            if request and (before := _answered(tx, new.model.tenant, request, now)):
+            if request and (before := find_answer(tx, new.model.tenant, request, now)):
                 return before
             version = Version(
-                name=VersionName(new.model, _next_number(tx, new.model, now)),
+                name=VersionName(new.model, next_number(tx, new.model, now)),
                 files=tuple(sorted(new.files)),
                 metrics=new.metrics,
                 digest=bundle_digest(new.files),
                 create_time=now,
             )
             tx.execute(insert(schema.versions).values(rows.of_version(version)))
-            _append(tx, new.model, now, number=version.name.number)
+            append(tx, new.model, now, number=version.name.number)
             if request:
-                _remember(tx, version.name, request, now)
+                remember(tx, version.name, request, now)
         return version
 
     def set_alias(self, name: AliasName, number: int, etag: str) -> Alias:
         """See `Store`."""
         now = self._now()
         with self._write() as tx:
-            _version(tx, VersionName(name.model, number))
-            current = _alias(tx, name)
+            find_version(tx, VersionName(name.model, number))
+            current = find_alias(tx, name)
             if current is not None and current.number == number:
                 return current
-            _match(name, current, etag)
-            position = _append(tx, name.model, now, number=number, alias=name.alias)
+            require_etag(name, current, etag)
+            position = append(tx, name.model, now, number=number, alias=name.alias)
             new_etag = rows.etag(position)
             key = {"tenant": name.model.tenant, "model": name.model.model, "alias": name.alias}
             values = {"number": number, "etag": new_etag, "update_time": now}
             if current is None:
                 tx.execute(insert(schema.aliases).values(**key, **values))
             else:
-                tx.execute(update(schema.aliases).where(_named(name)).values(**values))
+                tx.execute(update(schema.aliases).where(named(name)).values(**values))
         return Alias(name=name, number=number, etag=new_etag, update_time=now)
 
     def delete_alias(self, name: AliasName, etag: str) -> None:
         """See `Store`."""
         with self._write() as tx:
-            current = _alias(tx, name)
+            current = find_alias(tx, name)
             if current is None:
                 raise AliasNotFoundError(name)
-            _match(name, current, etag)
-            tx.execute(delete(schema.aliases).where(_named(name)))
-            _append(tx, name.model, self._now(), alias=name.alias)
+            require_etag(name, current, etag)
+            tx.execute(delete(schema.aliases).where(named(name)))
+            append(tx, name.model, self._now(), alias=name.alias)
 
     def log_id(self) -> str:
         """See `Store`."""
@@ -158,7 +164,7 @@ class SqlStore:
     def position(self) -> int:
         """See `Store`."""
         with self._reader.begin() as tx:
-            return _position(tx)
+            return last_position(tx)
 
     def snapshot(self, tenant: str | None) -> Snapshot:
         """See `Store`."""
@@ -171,7 +177,7 @@ class SqlStore:
             all_aliases = all_aliases.where(aliases.c.tenant == tenant)
         with self._reader.begin() as tx:
             return Snapshot(
-                _position(tx),
+                last_position(tx),
                 [rows.version(row) for row in tx.execute(all_versions)],
                 [rows.alias(row) for row in tx.execute(all_aliases)],
             )
@@ -214,113 +220,3 @@ class SqlStore:
             tx.execute(select(schema.log.c.position).with_for_update()).scalar_one()
             yield tx
         self._on_commit()
-
-
-def _of(table: Any, model: ModelName) -> Any:
-    return and_(table.c.tenant == model.tenant, table.c.model == model.model)
-
-
-def _named(name: AliasName) -> Any:
-    return and_(_of(schema.aliases, name.model), schema.aliases.c.alias == name.alias)
-
-
-def _model(tx: Connection, name: ModelName) -> Model:
-    row = tx.execute(select(schema.models).where(_of(schema.models, name))).one_or_none()
-    if row is None:
-        raise ModelNotFoundError(name)
-    aliases = select(schema.aliases).where(_of(schema.aliases, name))
-    return rows.model(row, tx.execute(aliases.order_by(schema.aliases.c.alias)).all())
-
-
-def _version(tx: Connection, name: VersionName) -> Version:
-    query = select(schema.versions).where(
-        _of(schema.versions, name.model), schema.versions.c.number == name.number
-    )
-    row = tx.execute(query).one_or_none()
-    if row is None:
-        raise VersionNotFoundError(name)
-    return rows.version(row)
-
-
-def _alias(tx: Connection, name: AliasName) -> Alias | None:
-    row = tx.execute(select(schema.aliases).where(_named(name))).one_or_none()
-    return None if row is None else rows.alias(row)
-
-
-def _match(name: AliasName, current: Alias | None, etag: str) -> None:
-    expected = current.etag if current else ""
-    if etag != expected:
-        raise EtagMismatchError(name, expected)
-
-
-def _next_number(tx: Connection, name: ModelName, now: datetime) -> int:
-    row = tx.execute(select(schema.models).where(_of(schema.models, name))).one_or_none()
-    if row is None:
-        tx.execute(
-            insert(schema.models).values(
-                tenant=name.tenant, model=name.model, create_time=now, latest_version=1
-            )
-        )
-        return 1
-    number = int(row.latest_version) + 1
-    tx.execute(update(schema.models).where(_of(schema.models, name)).values(latest_version=number))
-    return number
-
-
-def _answered(tx: Connection, tenant: str, request: RequestKey, now: datetime) -> Version | None:
-    table = schema.requests.c
-    row = tx.execute(
-        select(schema.requests).where(
-            table.tenant == tenant,
-            table.request_id == request.request_id,
-            table.create_time > now - _REQUEST_LIFETIME,
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.digest != request.digest:
-        raise RequestIdReusedError(request.request_id)
-    return _version(tx, VersionName(ModelName(tenant, row.model), row.number))
-
-
-def _remember(tx: Connection, name: VersionName, request: RequestKey, now: datetime) -> None:
-    table = schema.requests
-    tx.execute(delete(table).where(table.c.create_time <= now - _REQUEST_LIFETIME))
-    tx.execute(
-        insert(table).values(
-            tenant=name.model.tenant,
-            request_id=request.request_id,
-            digest=request.digest,
-            model=name.model.model,
-            number=name.number,
-            create_time=now,
-        )
-    )
-
-
-def _position(tx: Connection) -> int:
-    return int(tx.execute(select(schema.log.c.position)).scalar_one())
-
-
-def _append(
-    tx: Connection,
-    model: ModelName,
-    now: datetime,
-    *,
-    number: int | None = None,
-    alias: str | None = None,
-) -> int:
-    """Write one event; return its position."""
-    position = _position(tx) + 1
-    tx.execute(update(schema.log).values(position=position))
-    tx.execute(
-        insert(schema.events).values(
-            position=position,
-            tenant=model.tenant,
-            model=model.model,
-            number=number,
-            alias=alias,
-            time=now,
-        )
-    )
-    return position
