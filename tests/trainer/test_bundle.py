@@ -33,7 +33,7 @@ def test_golden_rows_are_all_rows_if_there_are_few() -> None:
 
 def test_golden_arrays_load_without_pickle() -> None:
     probabilities = np.array([[0.2, 0.8], [0.9, 0.1]], np.float32)
-    inputs = {"mean radius": np.float32([[1], [2]])}
+    inputs = {"mean radius": np.array([[1], [2]], np.float32)}
     content = bundle.golden(inputs, probabilities, ("nein", "jä"), 1e-4)
     arrays = np.load(io.BytesIO(content), allow_pickle=False)
     assert arrays["output:label"].tolist() == [["jä"], ["nein"]]
@@ -43,7 +43,7 @@ def test_golden_arrays_load_without_pickle() -> None:
 
 def test_statistics_describe_the_training_part_only() -> None:
     examples = Examples(
-        inputs={"a": np.float32([[1], [3], [np.nan], [1000]])},
+        inputs={"a": np.array([[1], [3], [np.nan], [1000]], np.float32)},
         codes_B=np.array([0, 1, 1, 0]),
         labels=("x", "y"),
         row_numbers_B=np.arange(1, 5),

@@ -45,7 +45,8 @@ def test_reads_a_table_column_by_column(file: Path) -> None:
     examples = load_table(file, table())
     assert list(examples.inputs) == ["a", "b"]
     column = examples.inputs["b"]
-    assert (column.dtype, column.shape) == (np.float32, (6, 1))
+    assert column.dtype == np.float32
+    assert column.shape == (6, 1)
     np.testing.assert_array_equal(column[:, 0], [2, 3, 4, 5, 6, 7])
     assert examples.labels == ("no", "yes")
     np.testing.assert_array_equal(examples.codes_B, [0, 1] * 3)

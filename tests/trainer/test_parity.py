@@ -29,7 +29,7 @@ def graph(scale: float = 1) -> Graph:
                 helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2]),
             ],
             [
-                numpy_helper.from_array(np.float32(scale), "scale"),
+                numpy_helper.from_array(np.array(scale, np.float32), "scale"),
                 numpy_helper.from_array(np.array(LABELS, object), "labels"),
             ],
         ),
@@ -70,7 +70,7 @@ def test_labels_that_differ_within_the_tolerance_are_counted() -> None:
 
 
 def test_errors_are_relative_above_one_only() -> None:
-    got, expected = np.float32([[102, 0.02]]), np.float32([[100, 0.01]])
+    got, expected = np.array([[102, 0.02]], np.float32), np.array([[100, 0.01]], np.float32)
     assert relative_error(got, expected) == pytest.approx(0.02)
 
 

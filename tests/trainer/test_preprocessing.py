@@ -17,7 +17,7 @@ from servery_trainer.preprocessing import ImagePreprocessing, Preprocessing, Tab
 
 def run_graph(preprocessing: Preprocessing, inputs: dict[str, Any]) -> Any:
     part = preprocessing.to_onnx("features", "_/")
-    shape = ["batch", *preprocessing.feature_shape]
+    shape: list[str | int | None] = ["batch", *preprocessing.feature_shape]
     features = helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, shape)
     graph = helper.make_graph(part.nodes, "g", part.inputs, [features], part.initializers)
     opsets = [helper.make_opsetid("", 18)]
@@ -87,7 +87,7 @@ def test_the_median_of_the_values_present_is_imputed() -> None:
 def test_a_missing_value_nobody_asked_to_impute_stays_one() -> None:
     table = np.array([[1], [2]], np.float32)
     preprocessing = TablePreprocessing.fit(columns(table), impute=False)
-    assert np.isnan(run_graph(preprocessing, columns(np.float32([[np.nan]])))).all()
+    assert np.isnan(run_graph(preprocessing, columns(np.array([[np.nan]], np.float32)))).all()
 
 
 def test_refuses_to_impute_a_column_without_values() -> None:

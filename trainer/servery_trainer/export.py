@@ -113,8 +113,10 @@ def _convert(classifier: keras.Model) -> onnx.ModelProto:
     signature = [tf.TensorSpec(classifier.input_shape, tf.float32, name=_FEATURES)]
     model: onnx.ModelProto
     model, _ = tf2onnx.convert.from_keras(classifier, input_signature=signature, opset=OPSET)
-    # tf2onnx logs what it cannot convert and goes on
-    onnx.checker.check_model(model)
+    try:  # tf2onnx logs what it cannot convert and goes on
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ConversionError(f"the converted network is invalid: {error}") from error
     inputs = [value.name for value in model.graph.input]
     outputs = [value.name for value in model.graph.output]
     if inputs != [_FEATURES] or outputs != [PROBABILITIES_OUTPUT]:

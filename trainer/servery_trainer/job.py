@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
 
@@ -33,18 +33,24 @@ log = logging.getLogger(__name__)
 
 
 class Lines:
-    """The JSON lines of a job."""
+    """The JSON lines of a job.
 
-    def __init__(self, output: TextIO) -> None:
+    Args:
+        output: Where they go; flushed after each.
+        now: A clock that never goes back, in seconds.
+    """
+
+    def __init__(self, output: TextIO, now: Callable[[], float] = time.monotonic) -> None:
         self._output = output
-        self._sent = -MIN_INTERVAL_S
+        self._now = now
+        self._sent = 0.0
         self._phase = training_pb2.PHASE_UNSPECIFIED
         self._held: training_pb2.Progress | None = None
 
     def progress(self, progress: training_pb2.Progress) -> None:
         """Write progress, unless a line of the same phase was written too short a time ago."""
         entered = progress.phase != self._phase
-        if not entered and time.monotonic() - self._sent < MIN_INTERVAL_S:
+        if not entered and self._now() - self._sent < MIN_INTERVAL_S:
             self._held = progress
             return
         if entered and self._held is not None:
@@ -53,7 +59,7 @@ class Lines:
 
     def _write_progress(self, progress: training_pb2.Progress) -> None:
         self._held = None
-        self._phase, self._sent = progress.phase, time.monotonic()
+        self._phase, self._sent = progress.phase, self._now()
         self._write({"progress": json_format.MessageToDict(progress)})
 
     def result(self, result: training_pb2.TrainingResult) -> None:
