@@ -68,7 +68,7 @@ def _verdict(directory: Path) -> dict[str, str]:
         check_golden(directory / GOLDEN, signature)
         check_signature(signature, inspect_graph((directory / GRAPH).read_bytes()))
     except BundleInvalidError as error:
-        return dict(error.metadata)
+        return {key: value[:_MAX_WORDS] for key, value in error.metadata.items()}
     except RefusedError as error:
         return {"problem": str(error)}
     except (MemoryError, RecursionError):
