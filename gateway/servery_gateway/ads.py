@@ -40,9 +40,15 @@ class ConfigurationRejectedError(ServeryError):
 
 
 class AdsServer:
-    """Sends snapshots to the connected Envoys. Belongs to one event loop."""
+    """Sends snapshots to the connected Envoys. Belongs to one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        retry_s: After how many seconds an Envoy is offered again what it refused and what is still
+            in force: a port that was in use may be free by then.
+    """
+
+    def __init__(self, retry_s: float = 2.0) -> None:
+        self._retry_s = retry_s
         self._snapshot: Snapshot | None = None
         self._streams: dict[Conversation, asyncio.Event] = {}
         self._progress = asyncio.Condition()
@@ -129,10 +135,18 @@ class AdsServer:
             async for request in requests:
                 if refused := stream.receive(request):
                     log.error("Envoy refused %s: %s", request.type_url, refused)
+                    self._offer_again_later(request.type_url, stream, wake)
                 await self._note_progress()
                 wake.set()
         finally:
             wake.set()
+
+    def _offer_again_later(self, kind: str, stream: Conversation, wake: asyncio.Event) -> None:
+        def offer_again() -> None:
+            stream.offer_again(kind)
+            wake.set()
+
+        asyncio.get_running_loop().call_later(self._retry_s, offer_again)
 
     async def _note_progress(self) -> None:
         async with self._progress:

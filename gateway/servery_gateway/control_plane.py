@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -35,7 +36,7 @@ async def control_plane(
 
     Raises:
         OSError: A file of `settings` cannot be read or written.
-        RuntimeError: `settings.listen` cannot be bound.
+        RuntimeError: A file holds not what it must, or `settings.listen` cannot be bound.
     """
     engine, pepper, signing_key = await asyncio.to_thread(_open_data, settings)
     store = Store(engine)
@@ -65,18 +66,33 @@ def _open_data(settings: GatewaySettings) -> tuple[Engine, bytes, SigningKey]:
     make_private_directory(settings.data_dir)
     pepper = load_or_create(settings.data_dir / "key-pepper", lambda: secrets.token_bytes(32))
     pem = load_or_create(settings.data_dir / "signing-key.pem", generate_pem)
-    return open_sqlite(settings.data_dir / "gateway.db"), pepper, SigningKey.from_pem(pem)
+    try:
+        signing_key = SigningKey.from_pem(pem)
+    except ValueError as error:
+        raise RuntimeError(
+            f"signing-key.pem in the data directory is damaged ({error}); restore it, or delete it"
+            " to make all live tokens invalid"
+        ) from error
+    return open_sqlite(settings.data_dir / "gateway.db"), pepper, signing_key
+
+
+def _certificate(settings: GatewaySettings) -> Certificate | None:
+    chain, key = settings.public_tls_certificate, settings.public_tls_key
+    if chain is None or key is None:
+        return None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+    except ssl.SSLError as error:
+        raise RuntimeError(
+            f"public_tls_certificate and public_tls_key are no pair of PEM files: {error}"
+        ) from error
+    return Certificate(chain.read_text(), key.read_text())
 
 
 def _state(settings: GatewaySettings, signing_key: SigningKey) -> GatewayState:
-    certificate = None
-    if settings.public_tls_certificate and settings.public_tls_key:
-        certificate = Certificate(
-            settings.public_tls_certificate.read_text(), settings.public_tls_key.read_text()
-        )
     return GatewayState(
         public=settings.public_address,
-        certificate=certificate,
+        certificate=_certificate(settings),
         upstreams={
             INFERENCE: settings.upstream("inference"),
             REGISTRY: settings.upstream("registry"),

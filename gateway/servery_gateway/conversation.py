@@ -68,6 +68,11 @@ class Conversation:
         subscription.names = names
         return "" if asks_again else subscription.problem
 
+    def offer_again(self, kind: str) -> None:
+        """Let what the Envoy refused of this type be sent again."""
+        if self._subscriptions[kind].problem:
+            self._subscriptions[kind].due = True
+
     def next_response(self, snapshot: Snapshot) -> Message | None:
         """Return the next DiscoveryResponse to send; None when there is nothing to say."""
         for kind in TYPES:

@@ -1,8 +1,7 @@
 """`servery-envoy`: becomes the Envoy that the control plane configures.
 
-A sibling of the control plane and not its child: traffic goes on while that is restarted. Envoy
-opens its port when it has a complete configuration, and `RUN_DIR/admin.sock` answers `GET /ready`
-with 200 from then on.
+A sibling of the control plane and not its child: traffic goes on while that is restarted. It is
+ready when `RUN_DIR/admin.sock` answers `GET /ready` with 200 and `GET /listeners` with a line.
 """
 
 import argparse
@@ -103,9 +102,13 @@ def bootstrap(ads: UnixAddress, admin: UnixAddress) -> Mapping[str, Any]:
 
 
 def is_ready(run_dir: Path) -> bool:
-    """Tell whether the Envoy of `run_dir` runs and has a complete configuration."""
+    """Tell whether the Envoy of `run_dir` runs, has a complete configuration, and listens.
+
+    The second does not imply the third: it could not listen on a port that is in use.
+    """
     try:
-        return admin(run_dir, "GET", "/ready")[0] == http.HTTPStatus.OK
+        configured = admin(run_dir, "GET", "/ready")[0] == http.HTTPStatus.OK
+        return configured and bool(admin(run_dir, "GET", "/listeners")[1].strip())
     except (OSError, http.client.HTTPException):
         return False
 

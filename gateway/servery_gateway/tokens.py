@@ -48,8 +48,8 @@ class SigningKey:
             ValueError: `pem` holds no private key on the curve P-256.
         """
         key = serialization.load_pem_private_key(pem, None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("the signing key must be an EC key on the curve P-256")
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+            raise ValueError("it is no EC key on the curve P-256")
         return cls(key)
 
     @cached_property

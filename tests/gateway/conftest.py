@@ -66,22 +66,25 @@ class Backend(grpc.GenericRpcHandler):
         path = handler_call_details.method
         for method in methods():
             if method.path == path and method.upstream == self.upstream:
-                self.metadata[path] = dict(handler_call_details.invocation_metadata)
                 return self._handler(method)
         return None
+
+    def _record(self, path: str, context: Any) -> None:
+        self.metadata[path] = dict(context.invocation_metadata())
+        self.time_remaining_s[path] = context.time_remaining()
 
     def _handler(self, method: Method) -> Any:
         _, response = message_classes(method)
         count = self.num_requests
 
         async def single(request: Any, context: Any) -> Any:
-            self.time_remaining_s[method.path] = context.time_remaining()
+            self._record(method.path, context)
             if method.client_streaming:
                 count[method.path] = len([1 async for _ in request])
             return response()
 
         async def many(request: Any, context: Any) -> AsyncIterator[Any]:
-            self.time_remaining_s[method.path] = context.time_remaining()
+            self._record(method.path, context)
             if method.client_streaming:
                 async for _ in request:
                     yield response()

@@ -59,7 +59,7 @@ class Subscriber:
 
 @pytest.fixture
 def ads() -> AdsServer:
-    return AdsServer()
+    return AdsServer(retry_s=0.2)
 
 
 @pytest.fixture
@@ -162,6 +162,20 @@ async def test_a_refused_snapshot_is_withdrawn_and_its_problem_told(
     assert restored.version_info == good.versions[EXTENSION]
     await subscriber.accept(restored, *NAMES)
     await ads.publish(good)
+
+
+async def test_what_was_refused_and_is_in_force_is_offered_again(
+    ads: AdsServer, subscriber: Subscriber
+) -> None:
+    """Envoy refuses a listener whose port is in use, and has no way to say that it is free."""
+    await ads.publish(snapshot())
+    await subscriber.ask(EXTENSION, *NAMES)
+    first = await subscriber.next()
+    await subscriber.ask(EXTENSION, *NAMES, nonce=first.nonce, refuse="port in use")
+    again = await subscriber.next()
+    assert again.version_info == first.version_info
+    await subscriber.accept(again, *NAMES)
+    assert await subscriber.is_silent()
 
 
 async def test_with_no_envoy_publishing_returns_at_once(ads: AdsServer) -> None:

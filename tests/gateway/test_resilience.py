@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import pytest
 
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from servery_gateway.envoy import is_ready
+from servery_gateway.control_plane import control_plane
+from servery_gateway.envoy import admin, is_ready
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Builder
@@ -41,6 +44,7 @@ def answers(call: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[bool]]
     return succeeded
 
 
+@pytest.mark.slow
 async def test_traffic_outlives_the_control_plane_which_comes_back_with_all_it_knew(
     build: Builder, own_directory: Path
 ) -> None:
@@ -74,8 +78,6 @@ async def test_traffic_outlives_the_control_plane_which_comes_back_with_all_it_k
 
 async def connected(directory: Path) -> bool:
     """Tell whether Envoy has its stream to the control plane."""
-    from servery_gateway.envoy import admin
-
     _, text = await asyncio.to_thread(
         admin, directory / "envoy", "GET", "/stats?filter=control_plane.connected_state"
     )
@@ -98,6 +100,26 @@ async def test_a_server_behind_is_back_within_two_seconds_of_its_restart(
             start = time.monotonic()
             await build.until(answers(lambda: stack.call(path, token)))
             assert time.monotonic() - start < 2
+
+
+async def test_envoy_is_not_ready_until_its_port_is_free(
+    build: Builder, own_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = build.settings_for(own_directory)
+    run_dir = own_directory / "envoy"
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.public_address.port))
+        other.listen()
+        async with control_plane(settings):
+            with build.envoy(own_directory):
+                await build.until(lambda: refused(caplog))
+                assert not is_ready(run_dir)
+                other.close()
+                await build.until(lambda: asyncio.to_thread(is_ready, run_dir))
+
+
+async def refused(caplog: pytest.LogCaptureFixture) -> bool:
+    return "Address already in use" in caplog.text
 
 
 async def test_envoy_is_the_process_that_was_started_and_says_when_it_is_ready(
