@@ -20,8 +20,10 @@ from google.protobuf import json_format
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.examples import load_examples
 from servery_trainer.job import Lines
 from servery_trainer.spec import parse_spec
+from servery_trainer.split import split_rows
 from tests.trainer.specs import image, tabular
 
 FILES = {
@@ -194,6 +196,20 @@ class TestFinishedJob:
         lineage = job.document("lineage.json")
         assert lineage["split"]["train"]["row_count"] == job.result.rows.train
         assert lineage["libraries"]["onnxruntime"] == ort.__version__
+
+
+@pytest.mark.slow
+def test_preprocessing_saw_nothing_but_the_training_part(
+    table_job: Run, breast_cancer: Path
+) -> None:
+    spec = parse_spec(tabular(target="diagnosis"))
+    examples = load_examples(spec, breast_cancer)
+    rows = split_rows(examples.codes_B, validation_fraction=0.15, test_fraction=0.15, seed=0)
+    train = np.concatenate(list(examples.take(rows.train).values()), axis=1)
+    model = onnx.load(table_job.out / "model.onnx")
+    constants = {tensor.name.split("/")[-1]: tensor for tensor in model.graph.initializer}
+    means = onnx.numpy_helper.to_array(constants["means"])
+    np.testing.assert_allclose(means, train.mean(axis=0, dtype=np.float64), rtol=1e-6)
 
 
 @pytest.mark.slow
