@@ -51,6 +51,10 @@ class RunFailedError(Exception):
     """A graph does not take these values, though their shapes fit its signature."""
 
 
+class RunEndedError(Exception):
+    """A run was ended from outside, before it had a result."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """How sessions run."""
@@ -86,11 +90,16 @@ class Engine:
 
         Raises:
             RunFailedError: A node refuses the values it is given.
+            RunEndedError: `options.terminate` was set.
         """
         try:
             results: list[Array] = self._session.run(outputs, feed, options)
         except _DATA_FAULTS as error:
             raise RunFailedError(_explained(error)) from None
+        except _FAULTS.Fail:
+            if options is not None and options.terminate:
+                raise RunEndedError from None
+            raise
         return results
 
 

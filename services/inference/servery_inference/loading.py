@@ -31,6 +31,7 @@ from servery_inference.golden import Golden
 from servery_inference.request import Array
 from servery_inference.servable import Servable
 from servery_inference.signature import Signature
+from servery_inference.watchdog import Watchdog
 
 GRAPH: Final = "model.onnx"
 WARM_UP_ROWS: Final = (1, 2, 8)
@@ -56,8 +57,11 @@ class Bundle:
 class Loader:
     """Makes servables out of bundles, one after the other."""
 
-    def __init__(self, settings: EngineSettings, quiet: Executor, runs: Executor) -> None:
+    def __init__(
+        self, settings: EngineSettings, watchdog: Watchdog, quiet: Executor, runs: Executor
+    ) -> None:
         self._settings = settings
+        self._watchdog = watchdog
         self._quiet = quiet
         self._runs = runs
 
@@ -72,7 +76,8 @@ class Loader:
         quiet = ThreadPoolExecutor(1, "loading", initializer=lower)
         runs = ThreadPoolExecutor(workers, "running")
         try:
-            yield cls(settings, quiet, runs)
+            with Watchdog.watching() as watchdog:
+                yield cls(settings, watchdog, quiet, runs)
         finally:
             quiet.shutdown(wait=False, cancel_futures=True)
             runs.shutdown(wait=False, cancel_futures=True)
@@ -88,7 +93,7 @@ class Loader:
             LoadFailedError: It must not answer requests.
         """
         engine, inline_elements = await self.quietly(lambda: _prepare(bundle, self._settings))
-        return Servable(model, version, engine, inline_elements, self._runs)
+        return Servable(model, version, engine, inline_elements, self._watchdog, self._runs)
 
 
 def _lower_priority() -> None:

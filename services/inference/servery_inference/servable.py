@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import onnxruntime as ort
 
 from servery_inference.codec import encode
-from servery_inference.engine import Engine, RunFailedError
+from servery_inference.engine import Engine, RunEndedError, RunFailedError
 from servery_inference.request import InferenceRequestInvalidError, InferRequest, Output
 from servery_inference.tensors import bind, wanted_outputs
+from servery_inference.watchdog import Watchdog
 from servery_rpc.errors import ServeryError
 
-INLINE_PARSED_BYTES = 16 << 10
+INLINE_PARSED_BYTES: Final = 16 << 10
 """Requests with more bytes that need Python work for each element leave the event loop."""
 
 
@@ -59,11 +62,18 @@ class Servable:
         engine: Its graph, warm.
         inline_elements: Requests with at most so many input elements run in less than a hand-over
             to another thread is worth.
+        watchdog: Ends those that take long nevertheless.
         executor: Where longer ones run.
     """
 
     def __init__(
-        self, model: str, version: int, engine: Engine, inline_elements: int, executor: Executor
+        self,
+        model: str,
+        version: int,
+        engine: Engine,
+        inline_elements: int,
+        watchdog: Watchdog,
+        executor: Executor,
     ) -> None:
         self.model = model
         self.version = version
@@ -71,6 +81,7 @@ class Servable:
         self.statistics = Statistics()
         self._engine = engine
         self._inline_elements = inline_elements
+        self._watchdog = watchdog
         self._executor = executor
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -104,10 +115,8 @@ class Servable:
         arrival = time.perf_counter_ns()
         self.statistics.last_inference_ms = time.time_ns() // 1_000_000
         try:
-            if self._is_short(request):
-                run = self._run(request, None)
-            else:
-                run = await self._run_elsewhere(request)
+            run = self._run_here(request) if self._is_short(request) else None
+            run = run or await self._run_elsewhere(request)
         except ServeryError:
             self.statistics.failure += 1
             raise
@@ -124,6 +133,13 @@ class Servable:
             and request.num_elements() <= self._inline_elements
         )
 
+    def _run_here(self, request: InferRequest) -> Run | None:
+        try:
+            return self._watchdog.watch(partial(self._run, request))
+        except RunEndedError:
+            self._inline_elements = 0  # Its speed depends on more than the size of the input.
+            return None
+
     async def _run_elsewhere(self, request: InferRequest) -> Run:
         options = ort.RunOptions()
         loop = asyncio.get_running_loop()
@@ -133,7 +149,7 @@ class Servable:
             options.terminate = True
             raise
 
-    def _run(self, request: InferRequest, options: ort.RunOptions | None) -> Run:
+    def _run(self, request: InferRequest, options: ort.RunOptions) -> Run:
         names = wanted_outputs(request, self.signature)
         feed = bind(request, self.signature)
         start = time.perf_counter_ns()

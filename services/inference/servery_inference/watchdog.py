@@ -1,0 +1,60 @@
+"""Bounds how long a run of a model may hold the event loop.
+
+Speed is measured at warm-up, but values may decide how often a graph loops. So a run on the event
+loop that overstays is ended from outside, and the caller repeats it where it disturbs nobody.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Self, TypeVar
+
+import onnxruntime as ort
+
+LIMIT_S: Final = 0.05
+
+T = TypeVar("T")
+
+
+class Watchdog:
+    """Watches the runs of one thread, one at a time.
+
+    Args:
+        limit_s: After how long a run is ended, within twice that time.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._options = ort.RunOptions()
+        self._since: float | None = None
+        self._stop = threading.Event()
+
+    @classmethod
+    @contextmanager
+    def watching(cls, limit_s: float = LIMIT_S) -> Iterator[Self]:
+        """Watch for the length of the block."""
+        watchdog = cls(limit_s)
+        thread = threading.Thread(target=watchdog._watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield watchdog
+        finally:
+            watchdog._stop.set()
+            thread.join()
+
+    def watch(self, run: Callable[[ort.RunOptions], T]) -> T:
+        """Call `run` with options that end it when it overstays."""
+        self._options.terminate = False
+        self._since = time.monotonic()
+        try:
+            return run(self._options)
+        finally:
+            self._since = None
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._limit_s):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._limit_s:
+                # Should the run have ended this moment, the next one is ended: it is repeated too.
+                self._options.terminate = True

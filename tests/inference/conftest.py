@@ -1,0 +1,51 @@
+"""An inference server on a directory, behind a real channel."""
+
+from __future__ import annotations  # grpc's generics exist only in its stubs.
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from servery_inference.serving import serving_inference
+from servery_inference.settings import InferenceSettings
+from tests.inference import graphs
+
+Serve = Callable[[Path], AbstractAsyncContextManager[grpc.aio.Channel]]
+
+
+@asynccontextmanager
+async def serve_directory(root: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """Serve a directory of models; give a channel once it is ready."""
+    settings = InferenceSettings(model_repository=root, drain_s=0)
+    async with (
+        serving_inference(settings) as server,
+        grpc.aio.insecure_channel(
+            server.address, options=[("grpc.max_receive_message_length", -1)]
+        ) as channel,
+    ):
+        await asyncio.wait_for(server.ready.wait(), 20)
+        yield channel
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A directory with one model of each kind that the tests of the wire need."""
+    for datatype in graphs.ONNX_TYPES:
+        if datatype != "BF16":
+            graphs.store(tmp_path, f"identity_{datatype.lower()}", graphs.identity(datatype))
+    graphs.store(tmp_path, "simple", graphs.add_and_subtract())
+    graphs.store(tmp_path, "dense", graphs.dense())
+    graphs.store(tmp_path, "pick", graphs.pick())
+    graphs.store(tmp_path, "fixed", graphs.identity("FP32", (2, 3)))
+    graphs.store(tmp_path, "free", graphs.identity("FP32", ("batch", "width")))
+    return tmp_path
+
+
+@pytest.fixture
+async def channel(root: Path) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_directory(root) as channel:
+        yield channel
