@@ -17,7 +17,8 @@ import pytest
 
 from servery.registry.v1 import registry_pb2 as pb
 from servery.registry.v1 import registry_pb2_grpc as pb_grpc
-from servery_registry.artifacts import LocalBlobs
+from servery_registry.artifacts import LocalBlobs, Staging
+from servery_registry.threads import run_to_end
 from tests.registry.conftest import MODEL, Client, Clock, bundle, failure, messages, opened
 
 _IMPATIENT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
@@ -29,6 +30,23 @@ def test_a_blob_is_replaced_by_the_same_bytes(tmp_path: Path) -> None:
         (tmp_path / "staged").write_bytes(b"x")
         blobs.publish({"f" * 64: tmp_path / "staged"})
     assert (tmp_path / "blobs" / ("f" * 64)).read_bytes() == b"x"
+
+
+async def test_a_lent_directory_is_deleted_whenever_its_user_is_cancelled(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "staging")
+
+    async def use() -> None:
+        async with staging.directory() as directory:
+            await run_to_end((directory / "file").write_bytes, b"x")
+            await asyncio.Event().wait()
+
+    for turns in range(40):
+        task = asyncio.ensure_future(use())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert list((tmp_path / "staging").iterdir()) == []
 
 
 async def test_leftovers_of_a_crash_are_swept_and_versions_stay(

@@ -265,3 +265,15 @@ async def test_an_upload_that_breaks_off_leaves_nothing(client: Client) -> None:
     await eventually(lambda: not client.leftovers())
     listed = await client.stub.ListModels(pb.ListModelsRequest(parent="tenants/acme"))
     assert not listed.models
+
+
+async def test_uploads_that_break_off_anywhere_leave_nothing(client: Client) -> None:
+    parts = list(messages(bundle(), chunk_bytes=100))
+    for count in range(1, len(parts)):
+        call = client.stub.RegisterVersion()
+        for message in parts[:count]:
+            await call.write(message)
+        call.cancel()
+    await client.register()
+    await eventually(lambda: not any((client.data_dir / "staging").iterdir()))
+    assert await client.versions() == [f"{MODEL}/versions/1"]

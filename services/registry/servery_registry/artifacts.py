@@ -4,17 +4,19 @@ Local storage of obstore neither syncs a file nor its directory (strace shows li
 only), so `LocalBlobs` publishes by itself and uses obstore for the rest.
 """
 
-import asyncio
 import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import obstore
 from obstore.store import LocalStore
+
+from servery_registry.threads import run_to_end
 
 CHUNK_BYTES: Final = 1024 * 1024
 """Largest piece that `Blobs.read` yields."""
@@ -87,13 +89,16 @@ class Staging:
 
     @asynccontextmanager
     async def directory(self) -> AsyncIterator[Path]:
-        """Lend an empty directory; it is deleted with its contents when the block is left."""
+        """Lend an empty directory; it is deleted with its contents when the block is left.
+
+        No thread may still write into it then: see `run_to_end`.
+        """
         path = self._directory / uuid.uuid4().hex
-        await asyncio.to_thread(path.mkdir)
         try:
+            await run_to_end(path.mkdir)
             yield path
         finally:
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            await run_to_end(partial(shutil.rmtree, path, ignore_errors=True))
 
 
 def sync_directory(directory: Path) -> None:

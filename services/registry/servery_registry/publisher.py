@@ -7,6 +7,7 @@ from pathlib import Path
 from servery_registry.artifacts import Blobs, Staging
 from servery_registry.sandbox import Sandbox
 from servery_registry.store import Store
+from servery_registry.threads import run_to_end
 from servery_registry.upload import FileWriter, Upload
 from servery_registry.version import Version
 
@@ -41,12 +42,12 @@ class Publisher:
         async with self._staging.directory() as directory:
             await self._receive(upload, chunks, directory)
             await self._sandbox.admit(directory)
-            return await asyncio.to_thread(self._commit, upload, directory)
+            return await run_to_end(self._commit, upload, directory)
 
     async def _receive(self, upload: Upload, chunks: AsyncIterator[bytes], directory: Path) -> None:
         with FileWriter(upload.new.files, directory) as writer:
             async for chunk in chunks:
-                await asyncio.to_thread(writer.write, chunk)
+                await run_to_end(writer.write, chunk)
             writer.finish()
 
     def _commit(self, upload: Upload, directory: Path) -> Version:
