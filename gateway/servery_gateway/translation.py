@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from servery_gateway.address import Address, HostAddress, UnixAddress
+from servery_gateway.filters import ADS, REVOKED_KEYS_NAME, deny_keys
 from servery_gateway.listener import (
-    ADS,
     CERTIFICATE_NAME,
     LISTENER_NAME,
-    REVOKED_KEYS_NAME,
     ROUTES_NAME,
-    deny_keys,
     public_listener,
 )
 from servery_gateway.methods import INFERENCE, Method, methods

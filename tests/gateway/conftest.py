@@ -28,7 +28,7 @@ from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from servery.inference.pool import pool as inference_pool
 from servery_gateway.control_plane import control_plane
-from servery_gateway.envoy import is_ready
+from servery_gateway.envoy import admin, is_ready
 from servery_gateway.methods import INFERENCE, REGISTRY, TRAINER, Method, methods
 from servery_gateway.settings import GatewaySettings
 from servery_gateway.tokens import SigningKey
@@ -177,6 +177,16 @@ class Stack:
         """Serve it no more."""
         await self.backend_exits.pop(name).aclose()
 
+    async def is_healthy(self) -> bool:
+        """Tell whether Envoy takes every server behind it for healthy."""
+        path = "/stats?filter=membership_healthy"
+        _, text = await asyncio.to_thread(admin, self.directory / "envoy", "GET", path)
+        counts = dict(line.split(": ") for line in text.splitlines())
+        return all(
+            counts.get(f"cluster.{name}.membership_healthy") == "1"
+            for name in (*self.backends, "gateway")
+        )
+
     @property
     def signing_key(self) -> SigningKey:
         return SigningKey.from_pem((self.settings.data_dir / "signing-key.pem").read_bytes())
@@ -321,12 +331,21 @@ def short_directory() -> Iterator[Path]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def stack() -> AsyncIterator[Stack]:
-    """One gateway for every test that does not break it."""
+async def session_stack() -> AsyncIterator[Stack]:
     with short_directory() as directory:
         settings = settings_for(directory)
         async with control_plane(settings), running_stack(settings, directory) as running:
             yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def stack(session_stack: Stack) -> Stack:
+    """One gateway for every test that does not break it.
+
+    Its servers stand still while tests without it run, so Envoy may have given them up.
+    """
+    await until(session_stack.is_healthy)
+    return session_stack
 
 
 class Builder:

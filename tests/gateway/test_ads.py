@@ -12,7 +12,7 @@ import pytest
 
 from servery_gateway import xds_pool
 from servery_gateway.ads import SERVICE, AdsServer, ConfigurationRejectedError
-from servery_gateway.listener import deny_keys
+from servery_gateway.filters import deny_keys
 from servery_gateway.snapshot import CLUSTER, EXTENSION, Snapshot
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.server import serving

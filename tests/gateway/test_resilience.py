@@ -22,6 +22,8 @@ from servery_gateway.envoy import admin, is_ready
 if TYPE_CHECKING:
     from tests.gateway.conftest import Builder
 
+pytestmark = pytest.mark.slow
+
 GET_MODEL = "/servery.registry.v1.RegistryService/GetModel"
 
 
@@ -44,7 +46,6 @@ def answers(call: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[bool]]
     return succeeded
 
 
-@pytest.mark.slow
 async def test_traffic_outlives_the_control_plane_which_comes_back_with_all_it_knew(
     build: Builder, own_directory: Path
 ) -> None:
@@ -71,17 +72,17 @@ async def test_traffic_outlives_the_control_plane_which_comes_back_with_all_it_k
                 await stack.call(GET_MODEL, token)
                 await stack.refusal(GET_MODEL, dead_token)
                 # Envoy is back, too: a revocation is in force when it returns.
-                await build.until(lambda: connected(stack.directory))
+                connected = "control_plane.connected_state"
+                await build.until(lambda: stat_is(stack.directory, connected, 1))
                 await keys.RevokeApiKey(pb.RevokeApiKeyRequest(name=key.api_key.name))
                 await stack.refusal(GET_MODEL, token)
 
 
-async def connected(directory: Path) -> bool:
-    """Tell whether Envoy has its stream to the control plane."""
-    _, text = await asyncio.to_thread(
-        admin, directory / "envoy", "GET", "/stats?filter=control_plane.connected_state"
-    )
-    return text.strip().endswith("1")
+async def stat_is(directory: Path, name: str, value: int) -> bool:
+    """Tell whether Envoy counts `value` under `name`."""
+    path = f"/stats?filter=^{name}$"
+    _, text = await asyncio.to_thread(admin, directory / "envoy", "GET", path)
+    return text.strip() == f"{name}: {value}"
 
 
 async def test_a_server_behind_is_back_within_two_seconds_of_its_restart(
@@ -96,6 +97,8 @@ async def test_a_server_behind_is_back_within_two_seconds_of_its_restart(
             await stack.stop_backend("inference")
             error = await stack.refusal(path, token)
             assert error.code is grpc.StatusCode.UNAVAILABLE
+            healthy = "cluster.inference.membership_healthy"
+            await build.until(lambda: stat_is(stack.directory, healthy, 0))
             await stack.start_backend("inference")
             start = time.monotonic()
             await build.until(answers(lambda: stack.call(path, token)))

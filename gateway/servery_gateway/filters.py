@@ -1,0 +1,174 @@
+"""The filters that every request passes: who is it, which model does it mean, may it."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+from google.protobuf import descriptor_pb2
+
+from servery.inference.v1 import grpc_service_pb2, model_config_pb2
+from servery_gateway.methods import Method
+from servery_gateway.snapshot import Resource
+from servery_gateway.tokens import AUDIENCE, ISSUER
+from servery_rpc.identity import CLAIMS_HEADER
+
+REVOKED_KEYS_NAME: Final = "revoked-keys"
+REVOKED_POLICY: Final = "revoked"
+ADS: Final = {"ads": {}, "resource_api_version": "V3"}
+EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
+
+_HTTP_FILTERS: Final = f"{EXTENSIONS}.filters.http"
+_RBAC: Final = f"{_HTTP_FILTERS}.rbac.v3.RBAC"
+_TOKEN: Final = "envoy.filters.http.jwt_authn"  # noqa: S105 a filter
+_CLOCK_SKEW_S: Final = 5
+
+
+def http_filters(
+    methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]
+) -> list[Mapping[str, Any]]:
+    """The chain, in its order: who is it, is its key revoked, which model, may it, enforce."""
+    return [
+        typed(_TOKEN, _authentication(methods, jwks)),
+        {
+            "name": REVOKED_KEYS_NAME,
+            "config_discovery": {"config_source": ADS, "type_urls": [_RBAC]},
+        },
+        typed("envoy.filters.http.grpc_field_extraction", _extraction(methods)),
+        typed(
+            "envoy.filters.http.lua",
+            {
+                "@type": f"{_HTTP_FILTERS}.lua.v3.Lua",
+                "default_source_code": {"inline_string": _authorization(methods)},
+            },
+        ),
+        typed("envoy.filters.http.rbac", _enforcement(methods)),
+        typed(
+            "envoy.filters.http.router",
+            {"@type": f"{_HTTP_FILTERS}.router.v3.Router", "suppress_envoy_headers": True},
+        ),
+    ]
+
+
+def _authentication(
+    methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]
+) -> Mapping[str, Any]:
+    # No cache of verified tokens: it would outlive the keys they were signed with.
+    provider = {
+        "issuer": ISSUER,
+        "audiences": [AUDIENCE],
+        "require_expiration": True,
+        "clock_skew_seconds": _CLOCK_SKEW_S,
+        "local_jwks": {"inline_string": json.dumps({"keys": list(jwks)}, sort_keys=True)},
+        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
+        "forward": False,
+        "forward_payload_header": CLAIMS_HEADER,
+        "payload_in_metadata": "claims",
+    }
+    return {
+        "@type": f"{_HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication",
+        "providers": {"servery": provider},
+        "rules": [
+            *({"match": {"path": method.path}} for method in methods if method.rule.public),
+            {"match": {"prefix": "/"}, "requires": {"provider_name": "servery"}},
+        ],
+    }
+
+
+def _extraction(methods: Sequence[Method]) -> Mapping[str, Any]:
+    described = descriptor_pb2.FileDescriptorSet()
+    for file in (model_config_pb2.DESCRIPTOR, grpc_service_pb2.DESCRIPTOR):
+        file.CopyToProto(described.file.add())
+    packed = described.SerializeToString(deterministic=True)
+    return {
+        "@type": f"{_HTTP_FILTERS}.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
+        "descriptor_set": {"inline_bytes": base64.b64encode(packed).decode()},
+        "extractions_by_method": {
+            f"{method.service}.{method.name}": {
+                "request_field_extractions": {method.rule.model_field: {}}
+            }
+            for method in methods
+            if method.rule.model_field
+        },
+    }
+
+
+def _authorization(methods: Sequence[Method]) -> str:
+    """The script, behind the table of methods it decides by."""
+    lines = []
+    for method in methods:
+        rule = method.rule
+        if rule.denied:
+            continue
+        parts = [f"verbs = {{{', '.join(json.dumps(verb) for verb in rule.verbs)}}}"]
+        if rule.model_field:
+            parts.append(f"model_field = {json.dumps(rule.model_field)}")
+        if rule.public:
+            parts.append("public = true")
+        lines.append(f"  [{json.dumps(method.path)}] = {{{', '.join(parts)}}},")
+    script = files("servery_gateway").joinpath("authorization.lua").read_text("utf-8")
+    return "\n".join(["local RULES = {", *lines, "}", "", script])
+
+
+def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
+    anyone = [{"any": True}]
+    return {
+        "@type": _RBAC,
+        "rules": {
+            "action": "ALLOW",
+            "policies": {
+                "public": {
+                    "permissions": [
+                        {"url_path": {"path": {"exact": method.path}}}
+                        for method in methods
+                        if method.rule.public
+                    ],
+                    "principals": anyone,
+                },
+                "authorized": {
+                    "permissions": [
+                        {
+                            "sourced_metadata": {
+                                "metadata_matcher": {
+                                    "filter": "servery.authz",
+                                    "path": [{"key": "allowed"}],
+                                    "value": {"bool_match": True},
+                                }
+                            }
+                        }
+                    ],
+                    "principals": anyone,
+                },
+            },
+        },
+    }
+
+
+def deny_keys(names: Sequence[str]) -> Resource:
+    """Return the filter that refuses the tokens of these API keys, given by resource name."""
+    rules: dict[str, Any] = {"action": "DENY", "policies": {}}
+    if names:
+        rules["policies"][REVOKED_POLICY] = {
+            "permissions": [{"any": True}],
+            "principals": [
+                {"sourced_metadata": _metadata(_TOKEN, "claims", "sub", exact=name)}
+                for name in names
+            ],
+        }
+    return typed(REVOKED_KEYS_NAME, {"@type": _RBAC, "rules": rules})
+
+
+def _metadata(namespace: str, *path: str, exact: str) -> Mapping[str, Any]:
+    return {
+        "metadata_matcher": {
+            "filter": namespace,
+            "path": [{"key": key} for key in path],
+            "value": {"string_match": {"exact": exact}},
+        }
+    }
+
+
+def typed(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an extension of Envoy with its configuration, whose `@type` says what it is."""
+    return {"name": name, "typed_config": config}
