@@ -15,6 +15,7 @@ from servery.trainer.v1 import dataset_pb2
 from servery_trainer import archives, tables
 
 _MOST_DISTINCT: Final = 10_000
+_BOOLEANS: Final = pa.array(["true", "false"])
 _ARRAY_TYPES: Final = {
     "b": dataset_pb2.COLUMN_TYPE_BOOLEAN,
     "U": dataset_pb2.COLUMN_TYPE_TEXT,
@@ -108,7 +109,9 @@ class _Values:
     def add_distinct(self, values: Callable[[], Iterable[Any]]) -> None:
         if len(self._hashes) < _MOST_DISTINCT:
             hashes = np.fromiter(map(hash, map(str, values())), np.int64)
-            self._hashes = np.union1d(self._hashes, hashes)[:_MOST_DISTINCT]
+            merged = np.sort(np.concatenate([self._hashes, hashes]))
+            first = np.append(True, merged[1:] != merged[:-1])
+            self._hashes = merged[first][:_MOST_DISTINCT]
 
     def fill(self, column: dataset_pb2.Column) -> None:
         column.distinct_count = len(self._hashes)
@@ -136,8 +139,8 @@ class _ColumnSummary:
             if self._numeric:
                 self._values.add_range(numbers)
         if self._boolean:
-            words = pa.array(["true", "false"])
-            self._boolean = pc.all(pc.is_in(pc.utf8_lower(present), value_set=words)).as_py()
+            lower = pc.utf8_lower(present)
+            self._boolean = pc.all(pc.is_in(lower, value_set=_BOOLEANS)).as_py()
         self._values.add_distinct(lambda: pc.unique(present).to_pylist())
 
     def column(self, name: str, rows: int) -> dataset_pb2.Column:

@@ -28,6 +28,10 @@ _MAX_NAME: Final = 200
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
+# made once: Arrow looks for pandas whenever it turns a Python value into its own
+_EMPTY: Final = pa.scalar("")
+_NULL: Final = pa.scalar(None, pa.string())
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -183,7 +187,7 @@ def _cells(array: Any, first_row: int, column: str) -> Any:
             column=column,
         )
     text = pc.utf8_trim_whitespace(text)
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return pc.if_else(pc.equal(text, _EMPTY), _NULL, text)
 
 
 def _is_text(cell: bytes) -> bool:
