@@ -34,6 +34,11 @@ class GatewaySettings(ServerSettings):
             raise ValueError(
                 f"listen must be unix:PATH, not {self.listen!r}: whoever reaches it may do anything"
             )
+        if self.tls_certificate is not None:
+            raise ValueError(
+                "tls_certificate is not for the control plane's own socket; the certificate for"
+                " clients is public_tls_certificate"
+            )
         for name in ("registry", "trainer", "inference"):
             self.upstream(name)
         if (self.public_tls_certificate is None) != (self.public_tls_key is None):

@@ -61,3 +61,9 @@ def test_a_bad_value_is_named_and_stops_the_start(
         read({flag: value})
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_tls_is_for_clients_and_not_for_the_socket(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read({"--tls-certificate": "c", "--tls-key": "k"})
+    assert "public_tls_certificate" in capsys.readouterr().err.splitlines()[-1]
