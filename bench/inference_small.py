@@ -1,0 +1,190 @@
+"""What one request to the inference process costs, beside what it cannot go below.
+
+Measures, in interleaved rounds and under the same load: the inference process with a small dense
+model (784-128-10, FP32, one row), a bare grpc.aio server that answers with a constant of the same
+size, and `session.run` alone in this process. Prints CPU microseconds per request of the serving
+process, user and system, as medians over the rounds. Only ratios within one run mean anything.
+
+    python bench/inference_small.py [--rounds 5] [--requests 2000] [--concurrency 8]
+"""
+
+from __future__ import annotations  # grpc's generics exist only in its stubs.
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+import uvloop
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+from servery.inference.v1 import grpc_service_pb2 as pb
+
+METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+SIZES: Final = (784, 128, 10)
+TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=2000, help="of each server and round")
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--echo", metavar="SOCKET", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.echo:
+        uvloop.run(echo(args.echo))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(measure(Path(folder), args.rounds, args.requests, args.concurrency))
+    return 0
+
+
+async def measure(folder: Path, rounds: int, requests: int, concurrency: int) -> None:
+    """Run the rounds and print the table."""
+    graph = folder / "models" / "dense" / "1" / "model.onnx"
+    graph.parent.mkdir(parents=True)
+    save_dense(graph)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    addresses = {name: f"unix:{folder}/{name}.sock" for name in ("inference", "echo")}
+    commands = {
+        "inference": [
+            *("-m", "servery_inference", "--model-repository", str(folder / "models")),
+            *("--listen", addresses["inference"], "--log-level", "error"),
+        ],
+        "echo": [__file__, "--echo", addresses["echo"]],
+    }
+    costs: dict[str, list[float]] = {"session.run": [], "echo": [], "inference": []}
+    with running(commands["inference"]) as inference, running(commands["echo"]) as bare:
+        pids = {"inference": inference, "echo": bare}
+        for address in addresses.values():
+            await load(address, 200, concurrency)  # Warm.
+        for _ in range(rounds):
+            costs["session.run"].append(run_alone(session, requests))
+            for name, pid in pids.items():
+                before = cpu_s(pid)
+                await load(addresses[name], requests, concurrency)
+                costs[name].append((cpu_s(pid) - before) / requests * 1e6)
+    medians = {name: statistics.median(values) for name, values in costs.items()}
+    write(f"{rounds} rounds of {requests} requests, concurrency {concurrency}, 1 row, intra-op 1")
+    write(f"{'':12} {'CPU µs/request':>15} {'min':>7} {'max':>7} {'÷ echo':>7}")
+    for name, values in costs.items():
+        ratio = medians[name] / medians["echo"]
+        write(f"{name:12} {medians[name]:15.1f} {min(values):7.1f} {max(values):7.1f} {ratio:7.2f}")
+    own = medians["inference"] - medians["echo"] - medians["session.run"]
+    write(f"of inference, neither transport nor model: {own:.1f} µs")
+
+
+async def load(address: str, requests: int, concurrency: int) -> None:
+    """Send `requests` requests over one channel, `concurrency` at a time."""
+    body = request_body()
+    async with grpc.aio.insecure_channel(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 30)
+        call: Any = channel.unary_unary(METHOD)
+        left = iter(range(requests))
+
+        async def one_after_the_other() -> None:
+            for _ in left:
+                await call(body)
+
+        await asyncio.gather(*[one_after_the_other() for _ in range(concurrency)])
+
+
+async def echo(address: str) -> None:
+    """Serve a constant answer at `address` with nothing around it."""
+    answer = pb.ModelInferResponse(
+        model_name="dense",
+        model_version="1",
+        outputs=[{"name": "y", "datatype": "FP32", "shape": [1, SIZES[-1]]}],
+        raw_output_contents=[bytes(4 * SIZES[-1])],
+    ).SerializeToString()
+
+    async def infer(request: bytes, context: Any) -> bytes:  # noqa: ARG001  grpc's signature
+        return answer
+
+    server = grpc.aio.server()
+    service, method = METHOD.strip("/").split("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(infer)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    server.add_insecure_port(address)
+    await server.start()
+    await server.wait_for_termination()
+
+
+def request_body() -> bytes:
+    """A serialized request of one row."""
+    return pb.ModelInferRequest(
+        model_name="dense",
+        inputs=[{"name": "x", "datatype": "FP32", "shape": [1, SIZES[0]]}],
+        raw_input_contents=[np.ones((1, SIZES[0]), np.float32).tobytes()],
+    ).SerializeToString()
+
+
+def run_alone(session: ort.InferenceSession, requests: int) -> float:
+    """Return the CPU microseconds of one `session.run`."""
+    feed = {"x": np.ones((1, SIZES[0]), np.float32)}
+    start = time.process_time()
+    for _ in range(requests):
+        session.run(["y"], feed)
+    return (time.process_time() - start) / requests * 1e6
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds, user and system, that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+@contextmanager
+def running(arguments: Sequence[str]) -> Iterator[int]:
+    """Run Python with `arguments` for the length of the block; give its process id."""
+    process = subprocess.Popen([sys.executable, *arguments])  # noqa: S603  our own programs
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def save_dense(path: Path) -> None:
+    """Write the model."""
+    random = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name)
+        for name, shape in (("w0", SIZES[:2]), ("w1", SIZES[1:]))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w1"], ["y"]),
+    ]
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", SIZES[0]), ("y", SIZES[-1]))
+    ]
+    graph = helper.make_graph(nodes, "dense", tensors[:1], tensors[1:], weights)
+    opsets = [helper.make_opsetid("", 18)]
+    save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+
+def write(line: str) -> None:
+    """Print one line."""
+    sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
