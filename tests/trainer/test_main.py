@@ -10,8 +10,8 @@ from sklearn.datasets import load_breast_cancer
 
 from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import training_pb2 as pb
-from servery_trainer.executor import JOB_COMMAND
 from servery_trainer.jobs import SUCCEEDED
+from servery_trainer.local_executor import JOB_COMMAND
 from tests.trainer.service import registry_client, running_trainer, spec
 
 

@@ -67,11 +67,14 @@ async def test_a_bundle_arrives_byte_by_byte(
 
 
 async def test_the_same_job_makes_one_version(
-    publisher: RegistryPublisher, channel: grpc.aio.Channel, bundle: Path
+    publisher: RegistryPublisher, channel: grpc.aio.Channel, bundle: Path, tmp_path: Path
 ) -> None:
-    first = await publisher.register(job("once"), bundle, yes)
-    assert await publisher.register(job("once"), bundle, yes) == first
-    second = await publisher.register(job("once", "b"), bundle, yes)
+    shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
+    # More than the connection holds, so that the repeated upload is answered while it is sent.
+    (tmp_path / "extra.bin").write_bytes(bytes(16 * 1024**2))
+    first = await publisher.register(job("once"), tmp_path, yes)
+    assert await publisher.register(job("once"), tmp_path, yes) == first
+    second = await publisher.register(job("once", "b"), tmp_path, yes)
     assert await versions(channel, "once") == [second, first]
 
 

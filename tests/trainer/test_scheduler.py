@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -13,9 +14,16 @@ import pytest
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.names import TrainingJobName
 from servery_trainer.__main__ import trainer
+from servery_trainer.database import open_database
 from servery_trainer.jobs import CANCELLED, FAILED, PUBLISHING, QUEUED, RUNNING, SUCCEEDED
+from servery_trainer.local_executor import LocalExecutor
+from servery_trainer.progress import EventLog
+from servery_trainer.publisher import RegistryPublisher, dial_registry
+from servery_trainer.scheduler import Scheduler
 from servery_trainer.settings import TrainerSettings
+from servery_trainer.store import JobStore
 from tests.trainer.service import (
     NOWHERE,
     Client,
@@ -24,8 +32,11 @@ from tests.trainer.service import (
     registry_client,
     running_registry,
     running_trainer,
+    spec,
     until,
 )
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -126,6 +137,38 @@ async def test_a_cancelled_process_is_gone_before_the_job_is(client: Client) -> 
     await asyncio.gather(client.cancel(job.name), client.cancel(job.name))
     assert states(await client.events(job.name)) == [QUEUED, RUNNING, CANCELLED]
     assert not alive(pid)
+
+
+async def test_a_cancel_is_carried_out_though_its_caller_left(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    engine = open_database(tmp_path / "t.db")
+    log = EventLog(engine, asyncio.get_running_loop())
+    store = JobStore(engine, log.changed)
+    async with dial_registry(NOWHERE) as channel:
+        scheduler = Scheduler(
+            store,
+            LocalExecutor(num_threads=1, command=command),
+            RegistryPublisher(channel),
+            dataset_path=lambda _: tmp_path / "data.csv",
+            directory=tmp_path,
+            parallel_jobs=1,
+            wake=asyncio.Event(),
+            now=lambda: NOON,
+        )
+        name = TrainingJobName("default", "a")
+        store.create(name, spec(f"tenants/default/datasets/{'0' * 64}", "hangs"), None, NOON)
+        running = asyncio.create_task(scheduler.run())
+        async with asyncio.timeout(10):
+            async for event in log.watch(name, 0):
+                if event.progress.metrics:  # Its process has begun to hang.
+                    leaving = asyncio.create_task(scheduler.cancel(name))
+                    await asyncio.sleep(0)
+                    leaving.cancel()
+        assert store.get(name).state == CANCELLED
+        running.cancel()
+        await asyncio.wait([running])
+    engine.dispose()
 
 
 async def test_the_disk_is_given_back_but_for_the_log(client: Client, tmp_path: Path) -> None:

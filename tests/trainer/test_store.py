@@ -13,6 +13,7 @@ from servery_rpc.errors import FieldInvalidError, RequestIdReusedError
 from servery_rpc.names import TrainingJobName
 from servery_rpc.pages import Page
 from servery_trainer.database import open_database
+from servery_trainer.idempotency import CreateRequest
 from servery_trainer.jobs import (
     CANCELLED,
     FAILED,
@@ -23,7 +24,7 @@ from servery_trainer.jobs import (
     TrainingJobEndedError,
     TrainingJobNotFoundError,
 )
-from servery_trainer.store import CreateRequest, JobStore
+from servery_trainer.store import JobStore
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RESULT = pb.TrainingResult(metrics={"accuracy": 1})
@@ -99,7 +100,7 @@ def test_watchers_hear_of_each_change_of_state(store: JobStore, changed: list[st
     name = publishing(store)
     store.published(name, "v")
     store.end_publication(name, None, NOON)
-    assert changed == [str(name)] * 3
+    assert changed == [str(name)] * 4
 
 
 def test_a_queued_job_is_cancelled_at_once(store: JobStore) -> None:

@@ -17,7 +17,7 @@ from servery_trainer.database import open_database
 from servery_trainer.dataset_servicer import DatasetServicer
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.durable import exclusive
-from servery_trainer.executor import JOB_COMMAND, LocalExecutor
+from servery_trainer.local_executor import JOB_COMMAND, LocalExecutor
 from servery_trainer.progress import EventLog
 from servery_trainer.publisher import RegistryPublisher, dial_registry
 from servery_trainer.scheduler import Scheduler
@@ -53,7 +53,7 @@ async def trainer(
         settings: Where and how.
         command: The program of a training job.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusive(settings.data_dir):
         async with _trainer_alone(settings, command) as server:
             yield server
@@ -64,8 +64,15 @@ async def _trainer_alone(
     settings: TrainerSettings, command: Sequence[str]
 ) -> AsyncIterator[RunningServer]:
     engine = await asyncio.to_thread(open_database, settings.data_dir / "trainer.db")
-    events = EventLog(engine, asyncio.get_running_loop())
-    store = JobStore(engine, events.changed)
+    loop = asyncio.get_running_loop()
+    events = EventLog(engine, loop)
+    wake = asyncio.Event()
+
+    def changed(job: str) -> None:
+        events.changed(job)
+        loop.call_soon_threadsafe(wake.set)
+
+    store = JobStore(engine, changed)
     datasets = DatasetStore(
         engine, settings.data_dir / "datasets", settings.max_dataset_bytes, _now
     )
@@ -82,9 +89,10 @@ async def _trainer_alone(
             dataset_path=datasets.path,
             directory=settings.data_dir / "jobs",
             parallel_jobs=settings.parallel_jobs,
+            wake=wake,
             now=_now,
         )
-        submissions = Submissions(store, datasets, scheduler.wake, _now)
+        submissions = Submissions(store, datasets, _now)
         training = TrainingServicer(store, submissions, scheduler, events)
         running = tasks.create_task(scheduler.run())
         async with serving(

@@ -66,7 +66,9 @@ def move(job: pb.TrainingJob, to: "pb.TrainingJobState.ValueType", now: datetime
         names = pb.TrainingJobState.Name
         raise ValueError(f"{job.name} cannot go from {names(job.state)} to {names(to)}")
     job.state = to
-    if to == RUNNING:
+    if to == QUEUED:
+        job.ClearField("progress")
+    elif to == RUNNING:
         job.attempt += 1
         job.progress.CopyFrom(pb.Progress(phase=pb.PHASE_STARTING))
         if not job.HasField("start_time"):

@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
+import contextlib
 import hashlib
 import uuid
 from collections.abc import Awaitable, Callable
@@ -94,24 +95,34 @@ class RegistryPublisher:
     ) -> pb.RegisterVersionResponse:
         call: Any = self._registry.RegisterVersion(timeout=_UPLOAD_S)
         try:
-            await call.write(pb.RegisterVersionRequest(header=header))
-            held = b""  # One chunk behind, to know the last.
-            for file in header.files:
-                with await asyncio.to_thread((bundle / file.path).open, "rb") as content:
-                    while chunk := await asyncio.to_thread(content.read, _CHUNK_BYTES):
-                        if held:
-                            await call.write(pb.RegisterVersionRequest(chunk=held))
-                        held = chunk
-            if not await commit():
-                raise PublicationWithdrawnError
-            await call.write(pb.RegisterVersionRequest(chunk=held))
-            await call.done_writing()
+            # The registry may answer before it has read all: with a refusal, or with the version
+            # that an earlier try made. Then writing fails, and the call itself says what it was.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._send(call, header, bundle, commit)
             response: pb.RegisterVersionResponse = await call
-        except asyncio.InvalidStateError:  # The registry ended the call early; it says why.
-            response = await call
         finally:
             call.cancel()
         return response
+
+    async def _send(
+        self,
+        call: Any,
+        header: pb.RegisterVersionRequest.Header,
+        bundle: Path,
+        commit: Callable[[], Awaitable[bool]],
+    ) -> None:
+        await call.write(pb.RegisterVersionRequest(header=header))
+        held = b""  # One chunk behind, to know the last.
+        for file in header.files:
+            with await asyncio.to_thread((bundle / file.path).open, "rb") as content:
+                while chunk := await asyncio.to_thread(content.read, _CHUNK_BYTES):
+                    if held:
+                        await call.write(pb.RegisterVersionRequest(chunk=held))
+                    held = chunk
+        if not await commit():
+            raise PublicationWithdrawnError
+        await call.write(pb.RegisterVersionRequest(chunk=held))
+        await call.done_writing()
 
     async def _etag(self, alias: AliasName) -> str:
         """The etag of the alias as it is; empty if there is none."""

@@ -75,6 +75,7 @@ class Scheduler:
         dataset_path: Finds the file of a dataset.
         directory: Where each job gets a directory of its own.
         parallel_jobs: How many processes may run at a time.
+        wake: Set by others when the queue may have grown.
         now: The clock.
     """
 
@@ -87,6 +88,7 @@ class Scheduler:
         dataset_path: Callable[[DatasetName], Path],
         directory: Path,
         parallel_jobs: int,
+        wake: asyncio.Event,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -96,7 +98,7 @@ class Scheduler:
         self._directory = directory
         self._places = asyncio.Semaphore(parallel_jobs)
         self._now = now
-        self._wake = asyncio.Event()
+        self._wake = wake
         self._processes: dict[TrainingJobName, asyncio.Task[Outcome]] = {}
 
     async def run(self) -> None:
@@ -113,10 +115,6 @@ class Scheduler:
                 await self._places.acquire()
                 tasks.create_task(self._drive(await self._claim()))
 
-    def wake(self) -> None:
-        """Look at the queue: a job was added."""
-        self._wake.set()
-
     async def cancel(self, name: TrainingJobName) -> pb.TrainingJob:
         """Cancel a job and return it; one that runs is CANCELLED once its process has ended.
 
@@ -124,6 +122,10 @@ class Scheduler:
             TrainingJobNotFoundError: There is no such job.
             TrainingJobEndedError: Too late.
         """
+        # To its end even if the caller leaves: the process must hear what the database knows.
+        return await asyncio.shield(asyncio.ensure_future(self._cancel(name)))
+
+    async def _cancel(self, name: TrainingJobName) -> pb.TrainingJob:
         job = await asyncio.to_thread(self._store.cancel, name, self._now())
         if job.state == RUNNING and (process := self._processes.get(name)):
             process.cancel()

@@ -3,20 +3,19 @@
 Each method is one transaction. All block; any thread may call them.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from servery.trainer.v1 import training_pb2 as pb
-from servery_rpc.errors import FieldInvalidError, RequestIdReusedError
+from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import TrainingJobName
 from servery_rpc.pages import Page
-from servery_trainer.database import CREATE_REQUEST, TRAINING_JOB, reads
+from servery_trainer.database import TRAINING_JOB, reads
+from servery_trainer.idempotency import CreateRequest, first_answer, remember
 from servery_trainer.jobs import (
     CANCELLED,
     FAILED,
@@ -31,25 +30,7 @@ from servery_trainer.jobs import (
     move,
     visible,
 )
-from servery_trainer.progress import append_progress, append_state, first_state
-
-REQUEST_TTL: Final = timedelta(hours=24)
-"""How long a request_id is remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
-    """What makes a repeated creation known as such."""
-
-    tenant: str
-    request_id: str
-    digest: str
-
-    @classmethod
-    def of(cls, tenant: str, request_id: str, spec: pb.TrainingSpec) -> "CreateRequest":
-        """Describe the request to train `spec` in `tenant`."""
-        body = spec.SerializeToString(deterministic=True)
-        return cls(tenant, request_id, hashlib.sha256(body).hexdigest())
+from servery_trainer.progress import append_progress, append_state
 
 
 @dataclass(slots=True)
@@ -82,7 +63,7 @@ class JobStore:
             RequestIdReusedError: Another request came with its id.
         """
         with self._reads.begin() as connection:
-            return _first_answer(connection, request, now)
+            return first_answer(connection, request, now)
 
     def create(
         self,
@@ -98,7 +79,7 @@ class JobStore:
         """
         job = queued(str(name), spec, now)
         with self._engine.begin() as connection:
-            if request and (earlier := _first_answer(connection, request, now)):
+            if request and (earlier := first_answer(connection, request, now)):
                 return earlier
             job_id = connection.execute(
                 insert(TRAINING_JOB)
@@ -114,7 +95,8 @@ class JobStore:
             ).scalar_one()
             append_state(connection, job_id, job)
             if request:
-                _remember(connection, request, job_id, now)
+                remember(connection, request, job_id, now)
+        self._changed(job.name)
         return job
 
     def get(self, name: TrainingJobName) -> pb.TrainingJob:
@@ -163,8 +145,8 @@ class JobStore:
 
     def claim(self, now: datetime) -> pb.TrainingJob | None:
         """Take the oldest queued job: it is RUNNING from here on. None if there is none."""
-        for name in self._names(QUEUED):
-            with self._change(name) as stored:
+        while names := self._names(QUEUED, limit=1):
+            with self._change(names[0]) as stored:
                 if stored.job.state == QUEUED:  # Else it was cancelled since.
                     move(stored.job, RUNNING, now)
                     return stored.job
@@ -230,13 +212,14 @@ class JobStore:
                 move(stored.job, CANCELLED, now)
         return visible(stored.job)
 
-    def _names(self, state: int) -> Sequence[TrainingJobName]:
+    def _names(self, state: int, limit: int | None = None) -> Sequence[TrainingJobName]:
         """The jobs in `state`, the oldest first."""
         with self._reads.begin() as connection:
             names = connection.execute(
                 select(TRAINING_JOB.c.name)
                 .where(TRAINING_JOB.c.state == state)
                 .order_by(TRAINING_JOB.c.id)
+                .limit(limit)
             ).scalars()
             return [TrainingJobName.parse(name) for name in names]
 
@@ -272,8 +255,9 @@ def page_key(after: str) -> int:
 
 
 def _read(connection: Connection, name: TrainingJobName) -> _Stored:
-    where: ColumnElement[bool] = TRAINING_JOB.c.name == str(name)
-    row = connection.execute(select(TRAINING_JOB).where(where).with_for_update()).one_or_none()
+    row = connection.execute(
+        select(TRAINING_JOB).where(TRAINING_JOB.c.name == str(name)).with_for_update()
+    ).one_or_none()
     if row is None:
         raise TrainingJobNotFoundError(name)
     job = pb.TrainingJob.FromString(row.message)
@@ -289,39 +273,5 @@ def _write(connection: Connection, stored: _Stored) -> None:
             cancel_requested=stored.cancel_requested,
             committing=stored.committing,
             message=stored.job.SerializeToString(),
-        )
-    )
-
-
-def _first_answer(
-    connection: Connection, request: CreateRequest, now: datetime
-) -> pb.TrainingJob | None:
-    row = connection.execute(
-        select(CREATE_REQUEST.c.digest, CREATE_REQUEST.c.job_id).where(
-            CREATE_REQUEST.c.tenant == request.tenant,
-            CREATE_REQUEST.c.request_id == request.request_id,
-            CREATE_REQUEST.c.create_time_s > int((now - REQUEST_TTL).timestamp()),
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.digest != request.digest:
-        raise RequestIdReusedError(request.request_id)
-    return first_state(connection, row.job_id)
-
-
-def _remember(connection: Connection, request: CreateRequest, job_id: int, now: datetime) -> None:
-    connection.execute(
-        delete(CREATE_REQUEST).where(
-            CREATE_REQUEST.c.create_time_s <= int((now - REQUEST_TTL).timestamp())
-        )
-    )
-    connection.execute(
-        insert(CREATE_REQUEST).values(
-            tenant=request.tenant,
-            request_id=request.request_id,
-            digest=request.digest,
-            job_id=job_id,
-            create_time_s=int(now.timestamp()),
         )
     )

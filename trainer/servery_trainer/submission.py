@@ -12,8 +12,9 @@ from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import TenantName, TrainingJobName
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.examples import load_examples
+from servery_trainer.idempotency import CreateRequest
 from servery_trainer.spec import Spec
-from servery_trainer.store import CreateRequest, JobStore, queued
+from servery_trainer.store import JobStore, queued
 
 _CHECKS_AT_ONCE: Final = 2  # Each holds a whole dataset in memory.
 
@@ -49,7 +50,6 @@ class Submissions:
     Args:
         jobs: Where jobs go.
         datasets: Where their data is.
-        queued: Called after a job was queued.
         now: The clock.
     """
 
@@ -57,12 +57,10 @@ class Submissions:
         self,
         jobs: JobStore,
         datasets: DatasetStore,
-        queued: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
         self._jobs = jobs
         self._datasets = datasets
-        self._queued = queued
         self._now = now
         self._checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
@@ -90,9 +88,7 @@ class Submissions:
                 return earlier
         await self._check(spec)
         name = TrainingJobName(parent.tenant, uuid.uuid4().hex)
-        job = await asyncio.to_thread(self._jobs.create, name, asked, request, self._now())
-        self._queued()
-        return job
+        return await asyncio.to_thread(self._jobs.create, name, asked, request, self._now())
 
     async def rehearse(self, asked: pb.TrainingSpec, spec: Spec) -> pb.TrainingJob:
         """Check like `create`, and return the job that would be, without a name."""

@@ -11,7 +11,8 @@ import pytest
 
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.trainer.v1 import training_pb2 as pb
-from servery_trainer.executor import LocalExecutor, Work
+from servery_trainer.executor import Work
+from servery_trainer.local_executor import LocalExecutor
 from tests.trainer.service import alive, spec, until
 
 
@@ -154,7 +155,8 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from servery.trainer.v1 import training_pb2 as pb
-from servery_trainer.executor import LocalExecutor, Work
+from servery_trainer.executor import Work
+from servery_trainer.local_executor import LocalExecutor
 directory, *command = sys.argv[1:]
 def show(progress):
     if "pid" in progress.metrics:

@@ -1,0 +1,205 @@
+"""Runs training jobs as processes of this machine.
+
+The process of a job says on stdout, one JSON object a line, `{"progress": Progress}` any number of
+times, then `{"result": TrainingResult}` and exits 0, or `{"error": {reason, message, metadata}}`
+and exits 1. Any other end is a crash.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from google.protobuf import json_format
+
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer import confine
+from servery_trainer.durable import sync_directory
+from servery_trainer.executor import Work
+from servery_trainer.jobs import Outcome, crash
+
+log = logging.getLogger(__name__)
+
+JOB_COMMAND: Final = (sys.executable, "-m", "servery_trainer.job")
+_MAX_LINE_BYTES: Final = 64 * 1024**2
+_NICENESS: Final = 10  # Of 19: training gives way to serving on the same machine.
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    """An `Executor` of processes on this machine (Linux) that die with the one that started them.
+
+    Call `run` from the main thread: the kernel ends the process when the *thread* that started it
+    ends.
+    """
+
+    num_threads: int
+    """CPU threads each process may use."""
+
+    memory_bytes: int = 0
+    """Address space each process may use; 0 means no limit."""
+
+    grace_s: float = 10.0
+    """Seconds from SIGTERM to SIGKILL."""
+
+    command: Sequence[str] = JOB_COMMAND
+    """The program of a job, an absolute path first."""
+
+    async def run(self, work: Work, on_progress: Callable[[pb.Progress], None]) -> Outcome:
+        """See `Executor`."""
+        job_log = await asyncio.to_thread(_prepare, work)
+        with job_log, self._start(work, job_log) as process, _exit_of(process) as exited:
+            said = _Said(on_progress, work.name)
+            reading = asyncio.create_task(said.listen(process))
+            try:
+                await exited.wait()
+            finally:
+                stopping = asyncio.create_task(self._stop(process, exited, reading))
+                while not stopping.done():  # Cancelled again or not: nothing may be left running.
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.shield(stopping)
+        outcome = said.outcome(process.returncode, self.memory_bytes)
+        if isinstance(outcome, pb.TrainingResult):
+            await asyncio.to_thread(_make_durable, work.bundle)
+        return outcome
+
+    def _start(self, work: Work, job_log: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 the trainer's own program
+            [
+                *(sys.executable, "-I", "-S", str(Path(confine.__file__))),
+                *(str(os.getpid()), str(_NICENESS), str(self.memory_bytes)),
+                *self.command,
+                *("--spec", str(work.spec_path)),
+                *("--dataset", str(work.dataset)),
+                *("--out", str(work.bundle)),
+                *("--threads", str(self.num_threads)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=job_log,
+            start_new_session=True,  # Its own group, so that what it starts ends with it.
+        )
+
+    async def _stop(
+        self,
+        process: subprocess.Popen[bytes],
+        exited: asyncio.Event,
+        reading: asyncio.Task[None],
+    ) -> None:
+        """End the process if it runs, in any case what it left behind, and hear it out."""
+        if not exited.is_set():
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(self.grace_s):
+                    await exited.wait()
+            except TimeoutError:
+                log.warning("process %s ignores SIGTERM, it is killed", process.pid)
+        # Not waited for yet, so the id is still that of this group.
+        os.killpg(process.pid, signal.SIGKILL)
+        await exited.wait()
+        await reading
+        process.wait()
+
+
+@contextmanager
+def _exit_of(process: subprocess.Popen[bytes]) -> Iterator[asyncio.Event]:
+    """Yield what is set when the process has ended; asyncio's own wait is for its pipes too."""
+    loop = asyncio.get_running_loop()
+    exited = asyncio.Event()
+    descriptor = os.pidfd_open(process.pid)
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        exited.set()
+
+    loop.add_reader(descriptor, ended)
+    try:
+        yield exited
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a process said on its stdout."""
+
+    on_progress: Callable[[pb.Progress], None]
+    name: str
+    result: pb.TrainingResult | None = None
+    error: pb.JobError | None = None
+    garbage: list[bytes] = field(default_factory=list)
+
+    async def listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Take in all lines. A line too long to hold is the end of the process."""
+        lines = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), process.stdout
+        )
+        try:
+            async for line in lines:
+                self._take(line)
+        except ValueError:
+            log.error("%s wrote a line of more than %s bytes", self.name, _MAX_LINE_BYTES)
+            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            transport.close()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+            if "progress" in message:
+                self.on_progress(_parse(message["progress"], pb.Progress()))
+            elif "result" in message:
+                self.result = _parse(message["result"], pb.TrainingResult())
+            else:
+                self.error = _parse(message["error"], pb.JobError())
+        except (ValueError, TypeError, KeyError, json_format.ParseError):
+            log.warning("%s wrote what is no message: %.200r", self.name, line)
+
+    def outcome(self, status: int, memory_bytes: int) -> Outcome:
+        """Judge the end of the process by what it said and its exit status."""
+        if status == 0 and self.result is not None:
+            return self.result
+        if status == 1 and self.error is not None and self.error.reason:
+            return self.error
+        words = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        limit = f"; it may use {memory_bytes} bytes of memory" if memory_bytes else ""
+        return crash(
+            words,
+            f"the training process ended without a result ({words}){limit}; the operator finds"
+            " the cause in the log of the job",
+        )
+
+
+def _prepare(work: Work) -> BinaryIO:
+    """Make the directory as a first attempt finds it and open the log, which grows."""
+    work.directory.mkdir(parents=True, exist_ok=True)
+    if work.bundle.exists():
+        shutil.rmtree(work.bundle)
+    work.spec_path.write_text(json_format.MessageToJson(work.spec))
+    return (work.directory / "job.log").open("ab")
+
+
+def _make_durable(bundle: Path) -> None:
+    for path in bundle.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(bundle)
+    sync_directory(bundle.parent)
+
+
+def _parse(value: Any, message: Any) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    return json_format.ParseDict(value, message, ignore_unknown_fields=True)
