@@ -130,7 +130,8 @@ class Repository:
     def retry(self, model: str, number: int) -> None:
         """Try a version again that failed, if it is still wanted."""
         line = self._models[model]
-        if line.versions[number].state is State.FAILED:
+        version = line.versions.get(number)
+        if version and version.state is State.FAILED:
             del line.versions[number]
             self._advance(line)
 
