@@ -233,8 +233,8 @@ def test_sigterm_ends_it_at_once_and_leaves_nothing(digits: Path, tmp_path: Path
         signalled = time.monotonic()
         process.send_signal(signal.SIGTERM)
         rest = [json.loads(line) for line in process.stdout]
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
-        assert time.monotonic() - signalled < 5
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert time.monotonic() - signalled < 10
     assert all("progress" in line for line in rest)
     assert not out.exists()
 

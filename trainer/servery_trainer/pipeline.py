@@ -1,9 +1,8 @@
 """The steps of a job, from a stored file to a proven bundle. Imports TensorFlow."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -19,13 +18,11 @@ from servery_trainer.preprocessing import fit_preprocessing
 from servery_trainer.spec import Spec
 from servery_trainer.split import Split, split_rows
 
-Report = Callable[[training_pb2.Progress], None]
-
-_PARITY_ROWS = 1024
+_PARITY_ROWS: Final = 1024
 
 
 def run(
-    spec: Spec, dataset: Path, out: Path, threads: int, report: Report
+    spec: Spec, dataset: Path, out: Path, threads: int, report: training.Report
 ) -> training_pb2.TrainingResult:
     """Do all of a job but publishing.
 

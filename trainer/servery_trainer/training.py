@@ -1,7 +1,7 @@
 """Fits a network. Imports TensorFlow: for the process of a job only.
 
-The loop is our own, not Keras' `fit`: it is what data-parallel training needs (docs/adr), and it
-can be stopped at any step.
+The loop is our own, not Keras' `fit`: several workers can run it as it is (Keras 3's `fit` fails
+under MultiWorkerMirroredStrategy), and it can be stopped at any step.
 """
 
 import math
@@ -20,7 +20,8 @@ from servery_trainer.examples import Examples
 from servery_trainer.preprocessing import FloatArray, Preprocessing
 from servery_trainer.spec import ROOT, Training
 
-Report = Callable[[training_pb2.Progress], None]
+Report = Callable[[training_pb2.Progress], object]
+"""Hears of each step; what it raises ends the job."""
 
 
 @dataclass(frozen=True, slots=True)
