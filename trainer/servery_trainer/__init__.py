@@ -1,0 +1,1 @@
+"""The trainer: takes data and training jobs, makes proven model versions."""
