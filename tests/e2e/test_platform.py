@@ -252,6 +252,13 @@ def test_a_killed_process_comes_back(
         assert caller.failures == []
 
 
+def test_a_port_in_use_is_said_at_once(platform: Platform, tmp_path: Path) -> None:
+    port = platform.address.rpartition(":")[2]
+    done = platform.cli("up", "--port", port, "--data-dir", tmp_path / "data")
+    assert done.returncode == 2
+    assert "in use" in done.stderr
+
+
 def _other(pid: int | None, not_this: int) -> int | None:
     return pid if pid != not_this else None
 

@@ -1,7 +1,10 @@
 """The whole platform on one machine: which processes, with which settings, and when ready."""
 
 import asyncio
+import contextlib
+import http.client
 import importlib.util
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -61,6 +64,7 @@ class Platform:
 
     def programs(self) -> list[Program]:
         """Return the five processes, in the order in which to start them."""
+        admin = EnvoyAdmin(self.data_dir / "run" / "admin.sock")
         return [
             self._server("registry"),
             self._server(
@@ -90,7 +94,8 @@ class Platform:
                     *("--ads", self.socket("gateway")),
                     *("--run-dir", str(self.data_dir / "run")),
                 ],
-                live(self.data_dir / "run" / "admin.sock"),
+                admin.ready,
+                admin.drain,
             ),
         ]
 
@@ -127,18 +132,45 @@ def healthy(address: str) -> Callable[[], Awaitable[bool]]:
     return ask
 
 
-def live(admin_socket: Path) -> Callable[[], Awaitable[bool]]:
-    """Return a question: has this Envoy its configuration, and does it accept calls?"""
+@dataclass(frozen=True, slots=True)
+class EnvoyAdmin:
+    """The administration interface of an Envoy."""
 
-    async def ask() -> bool:
-        reader, writer = await asyncio.open_unix_connection(admin_socket)
-        try:
-            writer.write(b"GET /ready HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n")
-            return b" 200 " in await reader.readline()
-        finally:
-            writer.close()
+    socket: Path
 
-    return ask
+    async def ready(self) -> bool:
+        """Tell whether it has its configuration and listens.
+
+        Raises:
+            OSError: No Envoy answers there.
+        """
+        # Envoy calls itself ready also when it could not bind its listener.
+        live = await self._ask("GET", "/ready") == "LIVE"
+        return live and await self._ask("GET", "/listeners") != ""
+
+    async def drain(self) -> None:
+        """Take no new connections, ask clients to go, and return when no call runs.
+
+        Raises:
+            OSError: No Envoy answers there.
+        """
+        await self._ask("POST", "/drain_listeners?graceful")
+        active = "http.public.downstream_rq_active"
+        # Envoy has no event for it.
+        while await self._ask("GET", f"/stats?filter=^{active}$") != f"{active}: 0":  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    async def _ask(self, method: str, path: str) -> str:
+        return await asyncio.to_thread(self._ask_blocking, method, path)
+
+    def _ask_blocking(self, method: str, path: str) -> str:
+        connection = http.client.HTTPConnection("localhost")
+        with contextlib.closing(connection):
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(5)
+            connection.sock.connect(str(self.socket))
+            connection.request(method, path)
+            return connection.getresponse().read().decode().strip()
 
 
 def _as_is(message: bytes) -> bytes:

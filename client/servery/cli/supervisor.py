@@ -32,6 +32,9 @@ class Program:
     ready: Callable[[], Awaitable[bool]]
     """Asks it whether it is ready; False or an OSError mean not yet."""
 
+    drain: Callable[[], Awaitable[None]] | None = None
+    """Lets what it does come to its end, for one that SIGTERM ends at once."""
+
 
 class Supervisor:
     """Runs programs until `stop`, each in a session of its own, so that Ctrl-C reaches us alone.
@@ -79,6 +82,9 @@ class Supervisor:
             process = self._processes.get(program.name)
             if process is None or process.returncode is not None:
                 continue
+            if program.drain:
+                with contextlib.suppress(OSError, TimeoutError):
+                    await asyncio.wait_for(program.drain(), grace_s)
             process.terminate()
             try:
                 await asyncio.wait_for(process.wait(), grace_s)

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -58,6 +59,8 @@ def up(
         )
         for directory in (platform.data_dir, platform.data_dir / "run", platform.log_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with socket.create_server((host, port)):
+            pass  # Free: said here, at once, and not by Envoy's log.
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     with (platform.data_dir / "lock").open("w") as lock:
