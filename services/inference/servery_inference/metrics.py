@@ -8,24 +8,24 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from servery_inference.repository import Repository
-from servery_inference.servable import Statistics
+from servery_inference.statistics import ModelStatistics
 
 _NS_PER_US: Final = 1000
 
-_COUNTERS: Final[tuple[tuple[str, str, Callable[[Statistics], int]], ...]] = (
-    ("nv_inference_request_success", "Requests answered", lambda s: s.success),
-    ("nv_inference_request_failure", "Requests refused or failed", lambda s: s.failure),
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...]] = (
+    ("nv_inference_request_success", "Requests answered", lambda s: s.success.count),
+    ("nv_inference_request_failure", "Requests refused or failed", lambda s: s.fail.count),
     ("nv_inference_count", "Rows that were run", lambda s: s.inference_count),
     ("nv_inference_exec_count", "Runs of the model", lambda s: s.execution_count),
     (
         "nv_inference_request_duration_us",
         "Time from arrival to answer, in microseconds",
-        lambda s: s.request_ns // _NS_PER_US,
+        lambda s: s.success.ns // _NS_PER_US,
     ),
     (
         "nv_inference_compute_infer_duration_us",
         "Time inside the model, in microseconds",
-        lambda s: s.compute_infer_ns // _NS_PER_US,
+        lambda s: s.compute_infer.ns // _NS_PER_US,
     ),
 )
 

@@ -14,34 +14,12 @@ import onnxruntime as ort
 from servery_inference.codec import encode
 from servery_inference.engine import Engine, RunEndedError, RunFailedError
 from servery_inference.request import InferenceRequestInvalidError, InferRequest, Output
+from servery_inference.statistics import Failure, ModelStatistics
 from servery_inference.tensors import bind, wanted_outputs
 from servery_inference.watchdog import Watchdog
-from servery_rpc.errors import ServeryError
 
 INLINE_PARSED_BYTES: Final = 16 << 10
 """Requests with more bytes that need Python work for each element leave the event loop."""
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Totals since the version was loaded. Written on the event loop only."""
-
-    success: int = 0
-    failure: int = 0
-
-    inference_count: int = 0
-    """Rows that were run."""
-
-    execution_count: int = 0
-
-    request_ns: int = 0
-    """Time from arrival to answer, of requests that succeeded."""
-
-    compute_infer_ns: int = 0
-    """Time inside the model alone."""
-
-    last_inference_ms: int = 0
-    """Arrival of the newest request, since the Unix epoch; 0 if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +28,12 @@ class Run:
 
     answer: bytes
     rows: int
+    started_ns: int
+    """When its thread took it up, by `time.perf_counter_ns`."""
+
+    compute_input_ns: int
     compute_infer_ns: int
+    compute_output_ns: int
 
 
 class Servable:
@@ -78,7 +61,7 @@ class Servable:
         self.model = model
         self.version = version
         self.signature = engine.signature
-        self.statistics = Statistics()
+        self.statistics = ModelStatistics()
         self._engine = engine
         self._inline_elements = inline_elements
         self._watchdog = watchdog
@@ -113,18 +96,25 @@ class Servable:
             InferenceRequestInvalidError: The request does not fit the model.
         """
         arrival = time.perf_counter_ns()
-        self.statistics.last_inference_ms = time.time_ns() // 1_000_000
         try:
             run = self._run_here(request) if self._is_short(request) else None
             run = run or await self._run_elsewhere(request)
-        except ServeryError:
-            self.statistics.failure += 1
+        except BaseException as error:
+            failure = _failure(error)
+            self.statistics.record_failure(failure, time.perf_counter_ns() - arrival)
             raise
-        self.statistics.success += 1
-        self.statistics.inference_count += run.rows
-        self.statistics.execution_count += 1
-        self.statistics.compute_infer_ns += run.compute_infer_ns
-        self.statistics.request_ns += time.perf_counter_ns() - arrival
+        self.statistics.record_execution(
+            run.rows, run.compute_input_ns, run.compute_infer_ns, run.compute_output_ns
+        )
+        self.statistics.record_request(
+            ok=True,
+            queue_ns=run.started_ns - arrival,
+            compute_input_ns=run.compute_input_ns,
+            compute_infer_ns=run.compute_infer_ns,
+            compute_output_ns=run.compute_output_ns,
+            batch_size=run.rows,
+            total_ns=time.perf_counter_ns() - arrival,
+        )
         return run.answer
 
     def _is_short(self, request: InferRequest) -> bool:
@@ -150,19 +140,36 @@ class Servable:
             raise
 
     def _run(self, request: InferRequest, options: ort.RunOptions) -> Run:
+        started = time.perf_counter_ns()
         names = wanted_outputs(request, self.signature)
         feed = bind(request, self.signature)
-        start = time.perf_counter_ns()
+        bound = time.perf_counter_ns()
         try:
             values = self._engine.run(feed, names, options)
         except RunFailedError as error:
-            raise InferenceRequestInvalidError(
+            raise ModelCannotRunError(
                 f"model '{request.model}' cannot run on these values: {error}", request.model
             ) from None
-        ran = time.perf_counter_ns() - start
+        ran = time.perf_counter_ns()
         outputs = [
             Output(name, self.signature.outputs[name].datatype.wire, value)
             for name, value in zip(names, values, strict=True)
         ]
         rows = len(next(iter(feed.values()))) if self.signature.is_batched else 1
-        return Run(encode(request, self.version, outputs), rows, ran)
+        answer = encode(request, self.version, outputs)
+        ended = time.perf_counter_ns()
+        return Run(answer, rows, started, bound - started, ran - bound, ended - ran)
+
+
+class ModelCannotRunError(InferenceRequestInvalidError):
+    """The graph itself refuses the values of a request that fits its signature."""
+
+
+def _failure(error: BaseException) -> Failure:
+    match error:
+        case ModelCannotRunError():
+            return Failure.BACKEND
+        case asyncio.CancelledError():
+            return Failure.CANCELED
+        case _:
+            return Failure.OTHER
