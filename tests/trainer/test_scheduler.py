@@ -221,11 +221,17 @@ async def test_watchers_do_not_hold_up_a_trainer_that_stops(
             channel = grpc.aio.insecure_channel(server.address)
             client = Client(await after.enter_async_context(channel))
             job = await client.train("hangs")
-            await client.pid(job.name)
-            watching = asyncio.create_task(failure(client.events(job.name)))
-            await asyncio.sleep(0)
+            begun = asyncio.Event()
+            watching = asyncio.create_task(failure(follow(client, job.name, begun)))
+            await asyncio.wait_for(begun.wait(), 10)
         error = await asyncio.wait_for(watching, 10)
     assert error.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def follow(client: Client, name: str, begun: asyncio.Event) -> None:
+    """Watch a job; tell when the first event is here."""
+    async for _ in client.watch(name):
+        begun.set()
 
 
 @contextmanager

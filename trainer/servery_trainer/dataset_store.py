@@ -108,8 +108,7 @@ class DatasetStore:
         """
         staged = self._staging / uuid.uuid4().hex
         try:
-            file = await asyncio.to_thread(staged.open, "wb")
-            with file:
+            with _created(staged) as file:
                 sha256, size_bytes = await self._take(file, chunks)
                 await asyncio.to_thread(_sync, file)
             if upload.sha256 and upload.sha256 != sha256:
@@ -204,6 +203,11 @@ class DatasetStore:
                 )
             ).scalar_one_or_none()
         return None if message is None else pb.Dataset.FromString(message)
+
+
+def _created(path: Path) -> BinaryIO:
+    """Open a new file; on the event loop, as a thread would do so even after a cancellation."""
+    return path.open("xb")
 
 
 def _sync(file: BinaryIO) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from google.protobuf import json_format
 
@@ -57,8 +57,8 @@ class LocalExecutor:
 
     async def run(self, work: Work, on_progress: Callable[[pb.Progress], None]) -> Outcome:
         """See `Executor`."""
-        job_log = await asyncio.to_thread(_prepare, work)
-        with job_log, self._start(work, job_log) as process, _exit_of(process) as exited:
+        await asyncio.to_thread(_prepare, work)
+        with self._start(work) as process, _exit_of(process) as exited:
             said = _Said(on_progress, work.name)
             reading = asyncio.create_task(said.listen(process))
             try:
@@ -73,22 +73,23 @@ class LocalExecutor:
             await asyncio.to_thread(_make_durable, work.bundle)
         return outcome
 
-    def _start(self, work: Work, job_log: BinaryIO) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 the trainer's own program
-            [
-                *(sys.executable, "-I", "-S", str(Path(confine.__file__))),
-                *(str(os.getpid()), str(_NICENESS), str(self.memory_bytes)),
-                *self.command,
-                *("--spec", str(work.spec_path)),
-                *("--dataset", str(work.dataset)),
-                *("--out", str(work.bundle)),
-                *("--threads", str(self.num_threads)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=job_log,
-            start_new_session=True,  # Its own group, so that what it starts ends with it.
-        )
+    def _start(self, work: Work) -> subprocess.Popen[bytes]:
+        with (work.directory / "job.log").open("ab") as job_log:
+            return subprocess.Popen(  # noqa: S603 the trainer's own program
+                [
+                    *(sys.executable, "-I", "-S", str(Path(confine.__file__))),
+                    *(str(os.getpid()), str(_NICENESS), str(self.memory_bytes)),
+                    *self.command,
+                    *("--spec", str(work.spec_path)),
+                    *("--dataset", str(work.dataset)),
+                    *("--out", str(work.bundle)),
+                    *("--threads", str(self.num_threads)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=job_log,
+                start_new_session=True,  # Its own group, so that what it starts ends with it.
+            )
 
     async def _stop(
         self,
@@ -182,13 +183,12 @@ class _Said:
         )
 
 
-def _prepare(work: Work) -> BinaryIO:
-    """Make the directory as a first attempt finds it and open the log, which grows."""
+def _prepare(work: Work) -> None:
+    """Make the directory as a first attempt finds it, but for the log, which grows."""
     work.directory.mkdir(parents=True, exist_ok=True)
     if work.bundle.exists():
         shutil.rmtree(work.bundle)
     work.spec_path.write_text(json_format.MessageToJson(work.spec))
-    return (work.directory / "job.log").open("ab")
 
 
 def _make_durable(bundle: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import grpc
 
@@ -37,7 +37,7 @@ _NO_ANSWER: Final = frozenset(
         grpc.StatusCode.CANCELLED,  # By a registry that drains.
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.ABORTED,
-        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.INTERNAL,  # Also what grpc.aio makes of an answer that overtakes a write.
         grpc.StatusCode.UNKNOWN,
     }
 )
@@ -114,7 +114,7 @@ class RegistryPublisher:
         await call.write(pb.RegisterVersionRequest(header=header))
         held = b""  # One chunk behind, to know the last.
         for file in header.files:
-            with await asyncio.to_thread((bundle / file.path).open, "rb") as content:
+            with _opened(bundle / file.path) as content:
                 while chunk := await asyncio.to_thread(content.read, _CHUNK_BYTES):
                     if held:
                         await call.write(pb.RegisterVersionRequest(chunk=held))
@@ -135,6 +135,11 @@ class RegistryPublisher:
                 return ""
             raise
         return response.alias.etag
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file; on the event loop, as a thread would do so even after a cancellation."""
+    return path.open("rb")
 
 
 def describe(bundle: Path) -> list[pb.File]:
