@@ -36,7 +36,7 @@ BUNDLE: Final = {
     *("profile.json", "statistics.json", "lineage.json"),
 }
 
-out = Console(highlight=False, width=100)
+out = Console(highlight=False, soft_wrap=True)
 
 
 class StepFailedError(Exception):

@@ -17,13 +17,12 @@ DEFAULT_TENANT: Final = "default"
 PRODUCTION: Final = "production"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TenantName:
-    """`tenants/{tenant}`."""
+class ResourceName:
+    """A name of one form; the parts it is made of are the fields of its class."""
 
-    tenant: str
+    __slots__ = ()
 
-    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})")
+    _pattern: ClassVar[re.Pattern[str]]
 
     @classmethod
     def parse(cls, text: str, field: str = "name") -> Self:
@@ -32,26 +31,36 @@ class TenantName:
         Raises:
             FieldInvalidError: `text` is not of this form.
         """
-        return cls(_match(cls._pattern, text, field)[1])
+        match = cls._pattern.fullmatch(text)
+        if match is None:
+            raise FieldInvalidError(field, text, f"match {cls._pattern.pattern}")
+        return cls._of(*match.groups())
+
+    @classmethod
+    def _of(cls, *parts: str) -> Self:
+        return cls(*parts)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TenantName(ResourceName):
+    """`tenants/{tenant}`."""
+
+    tenant: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})")
 
     def __str__(self) -> str:
         return f"tenants/{self.tenant}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class ModelName:
+class ModelName(ResourceName):
     """`tenants/{tenant}/models/{model}`."""
 
     tenant: str
     model: str
 
     _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/models/({MODEL})")
-
-    @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """See `TenantName.parse`."""
-        match = _match(cls._pattern, text, field)
-        return cls(match[1], match[2])
 
     @property
     def wire_name(self) -> str:
@@ -63,7 +72,7 @@ class ModelName:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class VersionName:
+class VersionName(ResourceName):
     """`tenants/{tenant}/models/{model}/versions/{number}`."""
 
     model: ModelName
@@ -74,17 +83,16 @@ class VersionName:
     )
 
     @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """See `TenantName.parse`."""
-        match = _match(cls._pattern, text, field)
-        return cls(ModelName(match[1], match[2]), int(match[3]))
+    def _of(cls, *parts: str) -> Self:
+        tenant, model, number = parts
+        return cls(ModelName(tenant, model), int(number))
 
     def __str__(self) -> str:
         return f"{self.model}/versions/{self.number}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class AliasName:
+class AliasName(ResourceName):
     """`tenants/{tenant}/models/{model}/aliases/{alias}`."""
 
     model: ModelName
@@ -93,17 +101,16 @@ class AliasName:
     _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/models/({MODEL})/aliases/({ALIAS})")
 
     @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """See `TenantName.parse`."""
-        match = _match(cls._pattern, text, field)
-        return cls(ModelName(match[1], match[2]), match[3])
+    def _of(cls, *parts: str) -> Self:
+        tenant, model, alias = parts
+        return cls(ModelName(tenant, model), alias)
 
     def __str__(self) -> str:
         return f"{self.model}/aliases/{self.alias}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class DatasetName:
+class DatasetName(ResourceName):
     """`tenants/{tenant}/datasets/{sha256}`."""
 
     tenant: str
@@ -111,18 +118,12 @@ class DatasetName:
 
     _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/datasets/([0-9a-f]{{64}})")
 
-    @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """See `TenantName.parse`."""
-        match = _match(cls._pattern, text, field)
-        return cls(match[1], match[2])
-
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/datasets/{self.sha256}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class TrainingJobName:
+class TrainingJobName(ResourceName):
     """`tenants/{tenant}/trainingJobs/{job}`."""
 
     tenant: str
@@ -130,18 +131,12 @@ class TrainingJobName:
 
     _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/trainingJobs/([a-z0-9][a-z0-9-]{{0,62}})")
 
-    @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """See `TenantName.parse`."""
-        match = _match(cls._pattern, text, field)
-        return cls(match[1], match[2])
-
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/trainingJobs/{self.job}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class ApiKeyName:
+class ApiKeyName(ResourceName):
     """`tenants/{tenant}/apiKeys/{key}`."""
 
     tenant: str
@@ -149,18 +144,5 @@ class ApiKeyName:
 
     _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/apiKeys/([a-z0-9]{{1,32}})")
 
-    @classmethod
-    def parse(cls, text: str, field: str = "name") -> Self:
-        """See `TenantName.parse`."""
-        match = _match(cls._pattern, text, field)
-        return cls(match[1], match[2])
-
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/apiKeys/{self.key}"
-
-
-def _match(pattern: re.Pattern[str], text: str, field: str) -> re.Match[str]:
-    match = pattern.fullmatch(text)
-    if match is None:
-        raise FieldInvalidError(field, text, f"match {pattern.pattern}")
-    return match
