@@ -8,10 +8,10 @@ from google.protobuf.message import DecodeError
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference import wire
 from servery_inference.request import (
+    Answer,
     InferenceRequestInvalidError,
     InferRequest,
     Input,
-    Output,
     shown,
 )
 from servery_inference.tensors import to_raw
@@ -69,14 +69,14 @@ def decode(message: bytes) -> InferRequest:
     )
 
 
-def encode(request: InferRequest, version: int, outputs: Sequence[Output]) -> bytes:
+def encode(request: InferRequest, answer: Answer) -> bytes:
     """Serialize the `ModelInferResponse` to `request`, its tensors raw, in the order given."""
     response = pb.ModelInferResponse(
-        model_name=request.model, model_version=str(version), id=request.id
+        model_name=request.model, model_version=str(answer.version), id=request.id
     )
-    for output in outputs:
+    for output in answer.outputs:
         response.outputs.add(name=output.name, datatype=output.datatype, shape=output.value.shape)
-    raws = [to_raw(output.value) for output in outputs]
+    raws = [to_raw(output.value) for output in answer.outputs]
     return wire.append(response.SerializeToString(), _RAW_OUTPUT, raws)
 
 

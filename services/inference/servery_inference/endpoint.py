@@ -4,13 +4,18 @@ Knows no transport, so that another one can take the place of grpcio (see docs/a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from servery_inference.codec import decode
+from servery_inference.codec import decode, encode
 from servery_inference.repository import Repository
+from servery_inference.request import Answer, InferRequest, Output
 
-_DECODE_INLINE_BYTES: Final = 1 << 20
+_INLINE_BYTES: Final = 1 << 20
+_INLINE_TEXTS: Final = 1 << 10
+
+Authorize = Callable[[str], None]
+"""Called with the model's name on the wire; raises to refuse."""
 
 
 class InferEndpoint:
@@ -19,23 +24,35 @@ class InferEndpoint:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
-    async def infer(self, message: bytes, authorize: Callable[[str], None]) -> bytes:
-        """Answer one request.
-
-        Args:
-            message: A serialized `ModelInferRequest`.
-            authorize: Called with the model's name on the wire; raises to refuse.
-
-        Returns:
-            A serialized `ModelInferResponse`.
-
-        Raises:
-            ServeryError: The request is malformed, refused, or does not fit the model.
-        """
-        if len(message) <= _DECODE_INLINE_BYTES:
+    async def decode(self, message: bytes, authorize: Authorize) -> InferRequest:
+        """Read a serialized `ModelInferRequest`; see `codec.decode`."""
+        if len(message) <= _INLINE_BYTES:
             request = decode(message)
         else:
             request = await asyncio.to_thread(decode, message)
         authorize(request.model)
+        return request
+
+    async def infer(self, request: InferRequest) -> Answer:
+        """Answer one request that the caller may make.
+
+        Raises:
+            ServeryError: It is refused, or does not fit the model.
+        """
         with self._repository.lease(request.model, request.version) as servable:
             return await servable.infer(request)
+
+    async def encode(self, request: InferRequest, answer: Answer) -> bytes:
+        """Serialize the `ModelInferResponse` to `request`."""
+        if _is_small(answer.outputs):
+            return encode(request, answer)
+        return await asyncio.to_thread(encode, request, answer)
+
+
+def _is_small(outputs: Sequence[Output]) -> bool:
+    """Whether rendering takes less than a hand-over to another thread is worth."""
+    size = texts = 0
+    for output in outputs:
+        size += output.value.nbytes
+        texts += output.value.size if output.value.dtype.kind == "O" else 0
+    return size <= _INLINE_BYTES and texts <= _INLINE_TEXTS

@@ -81,6 +81,33 @@ class Output:
     """Elements of the datatype; `str` objects for BYTES."""
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of one request went, in nanoseconds."""
+
+    queue_ns: int
+    """Its wait for a batch and an instance."""
+
+    compute_input_ns: int
+    """Gathering of inputs; of the whole batch, as are the next two."""
+
+    compute_infer_ns: int
+    compute_output_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model gave for one request, not serialized yet."""
+
+    version: int
+    """The version that ran, from 1 up."""
+
+    outputs: Sequence[Output]
+    """The wanted ones, in the order of the model."""
+
+    timing: Timing
+
+
 def shown(text: str) -> str:
     """Return `text`, short enough for an error."""
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

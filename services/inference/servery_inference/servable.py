@@ -11,9 +11,14 @@ from typing import Final
 
 import onnxruntime as ort
 
-from servery_inference.codec import encode
 from servery_inference.engine import Engine, RunEndedError, RunFailedError
-from servery_inference.request import InferenceRequestInvalidError, InferRequest, Output
+from servery_inference.request import (
+    Answer,
+    InferenceRequestInvalidError,
+    InferRequest,
+    Output,
+    Timing,
+)
 from servery_inference.statistics import Failure, ModelStatistics
 from servery_inference.tensors import bind, wanted_outputs
 from servery_inference.watchdog import Watchdog
@@ -26,8 +31,9 @@ INLINE_PARSED_BYTES: Final = 16 << 10
 class Run:
     """What one run of a model gave."""
 
-    answer: bytes
+    outputs: list[Output]
     rows: int
+
     started_ns: int
     """When its thread took it up, by `time.perf_counter_ns`."""
 
@@ -43,6 +49,7 @@ class Servable:
         model: Name on the wire.
         version: From 1 up.
         engine: Its graph, warm.
+        config: What it is told to be, complete; see `model_config.resolve`.
         inline_elements: Requests with at most so many input elements run in less than a hand-over
             to another thread is worth.
         watchdog: Ends those that take long nevertheless.
@@ -54,13 +61,15 @@ class Servable:
         model: str,
         version: int,
         engine: Engine,
+        config: ModelConfig,
         inline_elements: int,
         watchdog: Watchdog,
         executor: Executor,
     ) -> None:
         self.model = model
         self.version = version
-        self.signature = engine.signature
+        self.config = config
+        self.signature = offered(config)
         self.statistics = ModelStatistics()
         self._engine = engine
         self._inline_elements = inline_elements
@@ -86,8 +95,8 @@ class Servable:
         """Return when no lease is left; nobody must take new ones."""
         await self._idle.wait()
 
-    async def infer(self, request: InferRequest) -> bytes:
-        """Run the model on `request` and serialize the answer.
+    async def infer(self, request: InferRequest) -> Answer:
+        """Run the model on `request`.
 
         Short runs happen here and now; long ones on another thread, where a caller that leaves
         ends them.
@@ -103,19 +112,25 @@ class Servable:
             failure = _failure(error)
             self.statistics.record_failure(failure, time.perf_counter_ns() - arrival)
             raise
+        timing = Timing(
+            run.started_ns - arrival,
+            run.compute_input_ns,
+            run.compute_infer_ns,
+            run.compute_output_ns,
+        )
         self.statistics.record_execution(
-            run.rows, run.compute_input_ns, run.compute_infer_ns, run.compute_output_ns
+            run.rows, timing.compute_input_ns, timing.compute_infer_ns, timing.compute_output_ns
         )
         self.statistics.record_request(
             ok=True,
-            queue_ns=run.started_ns - arrival,
-            compute_input_ns=run.compute_input_ns,
-            compute_infer_ns=run.compute_infer_ns,
-            compute_output_ns=run.compute_output_ns,
+            queue_ns=timing.queue_ns,
+            compute_input_ns=timing.compute_input_ns,
+            compute_infer_ns=timing.compute_infer_ns,
+            compute_output_ns=timing.compute_output_ns,
             batch_size=run.rows,
             total_ns=time.perf_counter_ns() - arrival,
         )
-        return run.answer
+        return Answer(self.version, run.outputs, timing)
 
     def _is_short(self, request: InferRequest) -> bool:
         return (
@@ -155,10 +170,9 @@ class Servable:
             Output(name, self.signature.outputs[name].datatype.wire, value)
             for name, value in zip(names, values, strict=True)
         ]
-        rows = len(next(iter(feed.values()))) if self.signature.is_batched else 1
-        answer = encode(request, self.version, outputs)
+        rows = len(next(iter(feed.values()))) if self.signature.max_batch_size else 1
         ended = time.perf_counter_ns()
-        return Run(answer, rows, started, bound - started, ran - bound, ended - ran)
+        return Run(outputs, rows, started, bound - started, ran - bound, ended - ran)
 
 
 class ModelCannotRunError(InferenceRequestInvalidError):

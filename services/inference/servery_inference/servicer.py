@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.repository import IndexEntry, ModelNotServedError, Repository
-from servery_inference.request import shown
+from servery_inference.request import Timing, shown
 from servery_inference.signature import Tensor
 from servery_rpc.errors import PermissionDeniedError, UnsupportedError
 from servery_rpc.identity import Caller, Verb, caller_of
@@ -23,6 +23,9 @@ from servery_rpc.names import DEFAULT_TENANT, ModelName
 SERVICE: Final = "inference.GRPCInferenceService"
 MODEL_HEADER: Final = "x-servery-model"
 """Metadata in which the gateway says for which model it let the call through."""
+
+TIMING_HEADER: Final = "servery-timing"
+"""`1` in the metadata of a call asks for the same key in the trailing metadata: microseconds."""
 
 PLATFORM: Final = "onnxruntime_onnx"
 EXTENSIONS: Final = ("binary_tensor_data", "parameters")
@@ -52,7 +55,11 @@ class InferenceServicer:
 
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
         """See grpc_service.proto. Takes and gives serialized messages."""
-        return await self._endpoint.infer(request, partial(_authorize, context, ("infer",)))
+        decoded = await self._endpoint.decode(request, partial(_authorize, context, ("infer",)))
+        answer = await self._endpoint.infer(decoded)
+        if _asks(context, TIMING_HEADER):
+            context.set_trailing_metadata(((TIMING_HEADER, _timing(answer.timing)),))
+        return await self._endpoint.encode(decoded, answer)
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Context
@@ -148,6 +155,22 @@ async def _unsupported(method: str, *_: Any) -> Any:
 async def _unsupported_stream(method: str, *_: Any) -> AsyncIterator[Any]:
     raise UnsupportedError(method)
     yield  # An RPC that streams is a generator.
+
+
+def _asks(context: Context, header: str) -> bool:
+    metadata = context.invocation_metadata() or ()
+    return any(key == header and value in ("1", "true") for key, value in metadata)
+
+
+def _timing(timing: Timing) -> str:
+    """Render as `Server-Timing` in HTTP does, in microseconds."""
+    parts = {
+        "queue": timing.queue_ns,
+        "compute_input": timing.compute_input_ns,
+        "compute_infer": timing.compute_infer_ns,
+        "compute_output": timing.compute_output_ns,
+    }
+    return ", ".join(f"{name};us={ns / 1000:.1f}" for name, ns in parts.items())
 
 
 def _authorize(context: Context, verbs: tuple[Verb, ...], model: str) -> None:
