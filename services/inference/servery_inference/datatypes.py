@@ -4,10 +4,14 @@ BF16 is missing: NumPy has no such type, so a model with a BF16 input or output 
 is loaded.
 """
 
+from __future__ import annotations  # Values of enums have a type in the stubs only.
+
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+
+from servery.inference.v1 import model_config_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,11 @@ class Datatype:
 
     contents: str | None
     """The field of `InferTensorContents` that carries it; None if it travels raw only."""
+
+    @property
+    def config(self) -> pb.DataType.ValueType:
+        """What model configurations call it, such as `TYPE_FP32`."""
+        return pb.DataType.Value(f"TYPE_{'STRING' if self.wire == 'BYTES' else self.wire}")
 
     @property
     def is_bytes(self) -> bool:
@@ -51,3 +60,4 @@ DATATYPES: Final = (
 )
 
 BY_ONNX: Final = {datatype.onnx: datatype for datatype in DATATYPES}
+BY_CONFIG: Final = {datatype.config: datatype for datatype in DATATYPES}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from servery_inference.engine import LoadFailedError
 from servery_inference.loading import GRAPH, Bundle
+from servery_inference.model_config import read_config
 from servery_inference.repository import Repository
 from servery_rpc.names import PRODUCTION
 
@@ -39,8 +40,6 @@ def serve_directory(root: Path, repository: Repository) -> None:
         OSError: `root` cannot be read.
     """
     for model, versions in scan(root).items():
-        if (root / model / "config.pbtxt").exists():
-            log.warning("model %s: config.pbtxt is not read; the graph alone decides", model)
         if not versions:
             log.warning("model %s has no version: no folder in it is a number from 1 up", model)
         targets = {PRODUCTION: versions[-1]} if versions else {}
@@ -51,7 +50,7 @@ async def _bundle(model: Path, number: int) -> Bundle:
     folder = model / str(number)
     if not (folder / GRAPH).is_file():
         raise LoadFailedError(f"the folder of the version has no {GRAPH}")
-    return Bundle(folder, golden_required=False)
+    return Bundle(folder, golden_required=False, config=read_config(model))
 
 
 def _is_version(name: str) -> bool:

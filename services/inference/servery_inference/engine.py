@@ -64,6 +64,9 @@ class EngineSettings:
     intra_op_threads: int = 1
     """Threads that share one run. More than 1 shortens long runs and costs throughput."""
 
+    auto_max_batch_size: int = 8192
+    """`max_batch_size` of models that can batch and do not say how much; 0: they do not batch."""
+
 
 class Engine:
     """A graph ready to run."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -28,6 +28,7 @@ from servery_inference.engine import (
     open_engine,
 )
 from servery_inference.golden import Golden
+from servery_inference.model_config import GivenConfig, resolve
 from servery_inference.request import Array
 from servery_inference.servable import Servable
 from servery_inference.signature import Signature
@@ -52,6 +53,9 @@ class Bundle:
 
     golden_required: bool
     """Whether a version without golden rows is refused."""
+
+    config: GivenConfig = field(default_factory=GivenConfig.none)
+    """What was written about the model."""
 
 
 class Loader:
@@ -93,7 +97,8 @@ class Loader:
             LoadFailedError: It must not answer requests.
         """
         engine, inline_elements = await self.quietly(lambda: _prepare(bundle, self._settings))
-        return Servable(model, version, engine, inline_elements, self._watchdog, self._runs)
+        config = resolve(model, bundle.config, engine.signature, self._settings.auto_max_batch_size)
+        return Servable(model, version, engine, config, inline_elements, self._watchdog, self._runs)
 
 
 def _lower_priority() -> None:

@@ -22,6 +22,7 @@ from servery.registry.v1 import registry_pb2_grpc as pb_grpc
 from servery_inference.cache import BundleCache, BundleFile, BundleSpec
 from servery_inference.engine import LoadFailedError
 from servery_inference.loading import Bundle, Loader
+from servery_inference.model_config import read_config
 from servery_inference.repository import Repository
 from servery_inference.world import Remembered, World
 from servery_rpc.errors import FieldInvalidError
@@ -134,7 +135,8 @@ class RegistrySource:
         async with arriving:
             if not await self._loader.quietly(partial(self._cache.holds, spec)):
                 await self._bring(spec)
-        return Bundle(self._cache.folder(spec), golden_required=True)
+        folder = self._cache.folder(spec)
+        return Bundle(folder, golden_required=True, config=read_config(folder))
 
     async def _bring(self, spec: BundleSpec) -> None:
         try:

@@ -11,7 +11,9 @@ from typing import Final
 
 import onnxruntime as ort
 
+from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference.engine import Engine, RunEndedError, RunFailedError
+from servery_inference.model_config import offered
 from servery_inference.request import (
     Answer,
     InferenceRequestInvalidError,

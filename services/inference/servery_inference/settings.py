@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from servery_inference.cores import usable_cores
 from servery_inference.engine import PROVIDERS, EngineSettings
 from servery_rpc.settings import ServerSettings, option
+
+_INT32_MAX: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,11 @@ class InferenceSettings(ServerSettings):
     intra_op_threads: int = option(
         "threads that share one run of a model; more shorten long runs and cost throughput",
         1,
+    )
+    auto_max_batch_size: int = option(
+        "rows that a request to a model may have which can batch and whose configuration does not"
+        " say; 0: such models do not batch",
+        8192,
     )
 
     def __post_init__(self) -> None:
@@ -55,9 +63,16 @@ class InferenceSettings(ServerSettings):
                 f" not {self.intra_op_threads}"
             )
 
+        if not 0 <= self.auto_max_batch_size <= _INT32_MAX:
+            raise ValueError(
+                f"auto_max_batch_size must be 0 to {_INT32_MAX}, not {self.auto_max_batch_size}"
+            )
+
     @property
     def engine(self) -> EngineSettings:
         """How sessions run."""
         return EngineSettings(
-            "cuda" if self.execution_provider == "cuda" else "cpu", self.intra_op_threads
+            "cuda" if self.execution_provider == "cuda" else "cpu",
+            self.intra_op_threads,
+            self.auto_max_batch_size,
         )

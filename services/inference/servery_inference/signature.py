@@ -40,6 +40,9 @@ class Signature:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
+    max_batch_size: int = 0
+    """Rows that one request may have; 0 where requests have no rows."""
+
     @classmethod
     def of(cls, inputs: Iterable[Any], outputs: Iterable[Any]) -> Self:
         """Read what ONNX Runtime reports (`name`, `type`, `shape` of each argument).

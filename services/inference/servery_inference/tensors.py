@@ -34,7 +34,7 @@ def bind(request: InferRequest, signature: Signature) -> dict[str, Array]:
 
     Raises:
         InferenceRequestInvalidError: An input is unknown, missing, there twice, or has another
-            datatype, shape or size than the model takes; or a wanted output is unknown.
+            datatype, shape or size than the model takes; or there are too many rows.
     """
     model = request.model
     feed: dict[str, Array] = {}
@@ -58,7 +58,27 @@ def bind(request: InferRequest, signature: Signature) -> dict[str, Array]:
             " Please provide all required input(s).",
             model,
         )
+    _check_rows(request, feed, signature.max_batch_size)
     return feed
+
+
+def _check_rows(request: InferRequest, feed: Mapping[str, Array], max_batch_size: int) -> None:
+    if not max_batch_size:
+        return
+    rows: int | None = None
+    for name, array in feed.items():
+        if rows is not None and len(array) != rows:
+            raise InferenceRequestInvalidError(
+                f"input '{name}' batch size does not match other inputs for '{request.model}'",
+                request.model,
+            )
+        rows = len(array)
+    if rows is not None and rows > max_batch_size:
+        raise InferenceRequestInvalidError(
+            f"[request id: {shown(request.id) or '<id_unknown>'}] inference request batch-size must"
+            f" be <= {max_batch_size} for '{request.model}'",
+            request.model,
+        )
 
 
 def wanted_outputs(request: InferRequest, signature: Signature) -> list[str]:
