@@ -15,14 +15,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from servery.errors import ApiError
+from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.registry.v1 import registry_pb2 as pb
 from servery.registry.v1 import registry_pb2_grpc as pb_grpc
-from servery_rpc.errors import FieldInvalidError
+from servery_rpc.errors import FieldInvalidError, ServeryError
 from servery_rpc.identity import CLAIMS_HEADER, caller_of
 from servery_rpc.server import RunningServer, Service, serving
 from servery_rpc.settings import ServerSettings
 
 NAME = "servery.registry.v1.RegistryService"
+
+
+class BusyError(ServeryError):
+    """A failure that may pass."""
+
+    reason = reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    retry_after_ms = 40
 
 
 class Probe(pb_grpc.RegistryServiceServicer):
@@ -40,6 +48,8 @@ class Probe(pb_grpc.RegistryServiceServicer):
             await self.release.wait()
         if request.name == "bad":
             raise FieldInvalidError("name", request.name, "match x")
+        if request.name == "later":
+            raise BusyError("come back later", service="x")
         caller_of(context).require("read", "acme", "digits")
         return pb.GetModelResponse(model=pb.Model(name=request.name))
 
@@ -90,6 +100,13 @@ async def test_a_domain_error_reaches_the_caller_with_its_reason(channel: grpc.a
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.reason == "ERROR_REASON_FIELD_INVALID"
     assert error.metadata == {"field": "name", "value": "bad", "rule": "match x"}
+
+
+async def test_a_failure_that_may_pass_says_when_to_retry(channel: grpc.aio.Channel) -> None:
+    call = pb_grpc.RegistryServiceStub(channel).GetModel(pb.GetModelRequest(name="later"))
+    error = await failure(call)
+    assert error.reason == "ERROR_REASON_DEPENDENCY_UNAVAILABLE"
+    assert ("grpc-retry-pushback-ms", "40") in list(await call.trailing_metadata())
 
 
 async def test_a_bug_tells_the_caller_nothing(channel: grpc.aio.Channel) -> None:

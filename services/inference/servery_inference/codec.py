@@ -8,10 +8,12 @@ from google.protobuf.message import DecodeError
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference import wire
 from servery_inference.request import (
+    NO_TERMS,
     Answer,
     InferenceRequestInvalidError,
     InferRequest,
     Input,
+    Terms,
     shown,
 )
 from servery_inference.tensors import to_raw
@@ -29,6 +31,15 @@ _KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "triton_enable_empty_final_response": ("bool_param",),
 }
 """The kinds that the parameters of the protocol may have."""
+
+_TERMS: Final[Mapping[str, str]] = {
+    "priority": "priority",
+    "timeout": "timeout_us",
+    "sequence_id": "sequence_id",
+    "sequence_start": "sequence_start",
+    "sequence_end": "sequence_end",
+}
+"""Field of `Terms` by the parameter that holds it."""
 
 _USER_KINDS: Final = ("bool_param", "int64_param", "string_param", "double_param")
 _SHARED_MEMORY: Final = "shared_memory_"
@@ -66,6 +77,7 @@ def decode(message: bytes) -> InferRequest:
         inputs,
         tuple([output.name for output in request.outputs]),
         len(header) + texts,
+        _terms(request.parameters) if request.parameters else NO_TERMS,
     )
 
 
@@ -104,6 +116,16 @@ def _input(
             model,
         )
     return Input(tensor.name, tensor.datatype, shape, raws[position], None)
+
+
+def _terms(parameters: Mapping[str, pb.InferParameter]) -> Terms:
+    """Read the parameters that decide about the turn of a request; they are of the right kinds."""
+    given: dict[str, Any] = {}
+    for key, field in _TERMS.items():
+        if key in parameters:
+            parameter = parameters[key]
+            given[field] = getattr(parameter, str(parameter.WhichOneof("parameter_choice")))
+    return Terms(**given)
 
 
 def _check_parameter(key: str, parameter: pb.InferParameter, model: str) -> None:

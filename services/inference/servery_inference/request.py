@@ -45,6 +45,26 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request says about its turn: how urgent it is, and of which sequence it is part."""
+
+    priority: int = 0
+    """1 is served first; 0 means the model's default."""
+
+    timeout_us: int = 0
+    """Longest wait in the queue, in microseconds; 0 means the model's default."""
+
+    sequence_id: int | str = 0
+    """0 and the empty text mean none."""
+
+    sequence_start: bool = False
+    sequence_end: bool = False
+
+
+NO_TERMS: Final = Terms()
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """A request that is well formed; whether it fits a model is not known yet."""
 
@@ -58,6 +78,8 @@ class InferRequest:
 
     parsed_bytes: int
     """How many bytes of it take Python work for each element, unlike raw numbers."""
+
+    terms: Terms = NO_TERMS
 
     def num_elements(self) -> int:
         """Count the elements of all inputs, as their shapes claim."""

@@ -46,6 +46,9 @@ CODES: Final = {
     reasons.ERROR_REASON_MODEL_NOT_SERVED: code_pb2.NOT_FOUND,
     reasons.ERROR_REASON_INFERENCE_REQUEST_INVALID: code_pb2.INVALID_ARGUMENT,
     reasons.ERROR_REASON_UNSUPPORTED: code_pb2.UNIMPLEMENTED,
+    reasons.ERROR_REASON_QUEUE_FULL: code_pb2.UNAVAILABLE,
+    reasons.ERROR_REASON_QUEUE_TIMEOUT: code_pb2.UNAVAILABLE,
+    reasons.ERROR_REASON_DEADLINE_UNREACHABLE: code_pb2.DEADLINE_EXCEEDED,
 }
 """The status code of every reason, as error_reason.proto promises."""
 
@@ -58,6 +61,9 @@ class ServeryError(Exception):
     """
 
     reason: ClassVar["ErrorReason.ValueType"]
+
+    retry_after_ms: int | None = None
+    """When it is worth to try again; None if nothing is known about that."""
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)

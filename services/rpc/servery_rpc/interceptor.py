@@ -32,6 +32,9 @@ _CANCELLED: Final = grpc.StatusCode.CANCELLED.name  # What is left when a handle
 _NAMES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 
 REQUEST_ID_HEADER: Final = "x-request-id"
+RETRY_HEADER: Final = "grpc-retry-pushback-ms"
+"""Trailing metadata by which clients of gRPC know when to retry."""
+
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the RPC this code runs for: the caller's, Envoy's, or a new one."""
 
@@ -193,7 +196,11 @@ def _status(error: Exception, method: str) -> Any:
     """Return the status that `error` means to the caller; log what it means to the operator."""
     if isinstance(error, ServeryError):
         log.info("%s: %s", method, error)
-        return rpc_status.to_status(to_status(error))
+        status = rpc_status.to_status(to_status(error))
+        if error.retry_after_ms is None:
+            return status
+        pushback = (RETRY_HEADER, str(error.retry_after_ms))
+        return status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
     log.error("unhandled error in %s", method, exc_info=error)
     message = f"internal error; the operator finds it in the log by {request_id.get()}"
     return rpc_status.to_status(Status(code=code_pb2.INTERNAL, message=message))

@@ -101,6 +101,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 82
     """(UNIMPLEMENTED) This server does not offer the operation. metadata: `operation`."""
+    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 90
+    """(UNAVAILABLE) As many requests wait as may; trailing metadata `grpc-retry-pushback-ms` says when
+    to try again. metadata: `model`.
+    """
+    ERROR_REASON_QUEUE_TIMEOUT: _ErrorReason.ValueType  # 91
+    """(UNAVAILABLE) The request waited for as long as it may, or would have to. metadata: `model`."""
+    ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 92
+    """(DEADLINE_EXCEEDED) The answer cannot be there by the deadline of the call, so it is not
+    computed. metadata: `model`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every value `google.rpc.ErrorInfo.reason` can take in the domain `servery`.
@@ -188,4 +198,14 @@ metadata: `model`.
 """
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 82
 """(UNIMPLEMENTED) This server does not offer the operation. metadata: `operation`."""
+ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 90
+"""(UNAVAILABLE) As many requests wait as may; trailing metadata `grpc-retry-pushback-ms` says when
+to try again. metadata: `model`.
+"""
+ERROR_REASON_QUEUE_TIMEOUT: ErrorReason.ValueType  # 91
+"""(UNAVAILABLE) The request waited for as long as it may, or would have to. metadata: `model`."""
+ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 92
+"""(DEADLINE_EXCEEDED) The answer cannot be there by the deadline of the call, so it is not
+computed. metadata: `model`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
