@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servery.cli.supervisor import Program, Supervisor
+from servery.cli.supervisor import Program, SettingsRefusedError, Supervisor
 
 SLEEPER = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
@@ -68,6 +68,17 @@ async def test_what_never_gets_ready_is_named(tmp_path: Path) -> None:
         await supervisor.wait_ready(0.5)
     await supervisor.stop(1)
     assert "status 3" in said[0]
+
+
+async def test_refused_settings_are_told_and_not_tried_again(tmp_path: Path) -> None:
+    refuses = "import sys; print('usage: …'); print('x: error: port is bad'); sys.exit(2)"
+    supervisor = Supervisor(
+        [Program("picky", [sys.executable, "-c", refuses], _never)], tmp_path, lambda _: None
+    )
+    supervisor.start()
+    with pytest.raises(SettingsRefusedError, match="picky: x: error: port is bad"):
+        await supervisor.wait_ready(20)
+    await supervisor.stop(1)
 
 
 async def _never() -> bool:

@@ -80,6 +80,8 @@ def fail(error: ApiError) -> int:
     reason = error.reason.removeprefix("ERROR_REASON_") or error.code.name
     err.print(f"[red]error[/red] {reason}: ", end="")
     err.print(str(error), markup=False)
+    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+        err.print("is the server running there (--address), and does it want TLS (--ca)?")
     return EXIT_CODES.get(error.code, 1)
 
 

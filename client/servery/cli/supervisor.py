@@ -19,6 +19,14 @@ STOP_WITH_PARENT: Final = "SERVERY_STOP_WITH_PARENT"
 """Set in the environment of every child: it stops when its supervisor is gone."""
 
 
+_SETTINGS_REFUSED: Final = 2
+"""Exit status of a server that does not start with the settings it was given: no retry helps."""
+
+
+class SettingsRefusedError(Exception):
+    """A program does not start with the settings it was given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """One process to keep running."""
@@ -63,11 +71,15 @@ class Supervisor:
         """Return when every program is ready.
 
         Raises:
+            SettingsRefusedError: One refused its settings; the message is its own.
             TimeoutError: One was not, in time; the message names it and its log.
         """
         deadline = time.monotonic() + timeout_s
         for program in self._programs:
             while not await _is_ready(program):
+                for task in self._tasks.values():
+                    if task.done():
+                        await task
                 if time.monotonic() > deadline:
                     raise TimeoutError(
                         f"{program.name} was not ready within {timeout_s:.0f} s; see"
@@ -108,6 +120,8 @@ class Supervisor:
                 )
             self._processes[program.name] = process
             status = await process.wait()
+            if status == _SETTINGS_REFUSED:
+                raise SettingsRefusedError(f"{program.name}: {_last_line(log.name)}")
             if time.monotonic() - started > STEADY_S:
                 backoff_s = FIRST_BACKOFF_S
             self._say(f"{program.name} {_ended(status)}; starting it again in {backoff_s:.2f} s")
@@ -119,6 +133,10 @@ async def _is_ready(program: Program) -> bool:
     with contextlib.suppress(OSError):
         return await program.ready()
     return False
+
+
+def _last_line(log: str) -> str:
+    return Path(log).read_text(errors="replace").rstrip().rpartition("\n")[2]
 
 
 def _ended(status: int) -> str:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from servery.cli.platform import Platform, missing_packages
-from servery.cli.supervisor import Supervisor
+from servery.cli.supervisor import SettingsRefusedError, Supervisor
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
 
@@ -90,8 +90,8 @@ async def _run(platform: Platform, key_file: Path | None) -> int:
         await _welcome(platform, key_file)
         await stopping
         out.print("servery: stopping; running calls finish first")
-    except TimeoutError as error:
-        out.print(f"servery: {error}")
+    except (SettingsRefusedError, TimeoutError) as error:
+        out.print(f"servery: {error}", markup=False)
         return 1
     finally:
         starting.cancel()

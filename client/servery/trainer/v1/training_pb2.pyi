@@ -117,6 +117,114 @@ DUPLICATE_POLICY_KEEP: DuplicatePolicy.ValueType  # 3
 """Keep all rows; their number is reported."""
 Global___DuplicatePolicy: _TypeAlias = DuplicatePolicy  # noqa: Y015
 
+class _Optimizer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPTIMIZER_UNSPECIFIED: _Optimizer.ValueType  # 0
+    """Same as ADAM."""
+    OPTIMIZER_ADAM: _Optimizer.ValueType  # 1
+    """Adam (Kingma and Ba, 2015)."""
+    OPTIMIZER_ADAMW: _Optimizer.ValueType  # 2
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    OPTIMIZER_SGD: _Optimizer.ValueType  # 3
+    """Stochastic gradient descent with momentum."""
+
+class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
+    """What turns gradients into steps."""
+
+OPTIMIZER_UNSPECIFIED: Optimizer.ValueType  # 0
+"""Same as ADAM."""
+OPTIMIZER_ADAM: Optimizer.ValueType  # 1
+"""Adam (Kingma and Ba, 2015)."""
+OPTIMIZER_ADAMW: Optimizer.ValueType  # 2
+"""Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+OPTIMIZER_SGD: Optimizer.ValueType  # 3
+"""Stochastic gradient descent with momentum."""
+Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
+
+class _LearningRateSchedule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LearningRateScheduleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LearningRateSchedule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEARNING_RATE_SCHEDULE_UNSPECIFIED: _LearningRateSchedule.ValueType  # 0
+    """Same as CONSTANT."""
+    LEARNING_RATE_SCHEDULE_CONSTANT: _LearningRateSchedule.ValueType  # 1
+    """It stays."""
+    LEARNING_RATE_SCHEDULE_COSINE: _LearningRateSchedule.ValueType  # 2
+    """It falls along a cosine, to 0 at the end of `max_epochs`."""
+    LEARNING_RATE_SCHEDULE_LINEAR: _LearningRateSchedule.ValueType  # 3
+    """It falls along a line, to 0 at the end of `max_epochs`."""
+
+class LearningRateSchedule(_LearningRateSchedule, metaclass=_LearningRateScheduleEnumTypeWrapper):
+    """How the step size changes, after the warm-up."""
+
+LEARNING_RATE_SCHEDULE_UNSPECIFIED: LearningRateSchedule.ValueType  # 0
+"""Same as CONSTANT."""
+LEARNING_RATE_SCHEDULE_CONSTANT: LearningRateSchedule.ValueType  # 1
+"""It stays."""
+LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 2
+"""It falls along a cosine, to 0 at the end of `max_epochs`."""
+LEARNING_RATE_SCHEDULE_LINEAR: LearningRateSchedule.ValueType  # 3
+"""It falls along a line, to 0 at the end of `max_epochs`."""
+Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
+
+class _ClassWeights:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClassWeightsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClassWeights.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLASS_WEIGHTS_UNSPECIFIED: _ClassWeights.ValueType  # 0
+    """Same as EQUAL."""
+    CLASS_WEIGHTS_EQUAL: _ClassWeights.ValueType  # 1
+    """Each row weighs 1."""
+    CLASS_WEIGHTS_BALANCED: _ClassWeights.ValueType  # 2
+    """Each class weighs the same in total: rows of rare classes weigh more. The mean weight is 1."""
+
+class ClassWeights(_ClassWeights, metaclass=_ClassWeightsEnumTypeWrapper):
+    """How much each class weighs in the loss."""
+
+CLASS_WEIGHTS_UNSPECIFIED: ClassWeights.ValueType  # 0
+"""Same as EQUAL."""
+CLASS_WEIGHTS_EQUAL: ClassWeights.ValueType  # 1
+"""Each row weighs 1."""
+CLASS_WEIGHTS_BALANCED: ClassWeights.ValueType  # 2
+"""Each class weighs the same in total: rows of rare classes weigh more. The mean weight is 1."""
+Global___ClassWeights: _TypeAlias = ClassWeights  # noqa: Y015
+
+class _Objective:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Objective.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECTIVE_UNSPECIFIED: _Objective.ValueType  # 0
+    """Same as ACCURACY."""
+    OBJECTIVE_ACCURACY: _Objective.ValueType  # 1
+    """Publish `float32`."""
+    OBJECTIVE_LATENCY: _Objective.ValueType  # 2
+    """The shortest time of a run."""
+    OBJECTIVE_SIZE: _Objective.ValueType  # 3
+    """The smallest file."""
+
+class Objective(_Objective, metaclass=_ObjectiveEnumTypeWrapper):
+    """What to look for."""
+
+OBJECTIVE_UNSPECIFIED: Objective.ValueType  # 0
+"""Same as ACCURACY."""
+OBJECTIVE_ACCURACY: Objective.ValueType  # 1
+"""Publish `float32`."""
+OBJECTIVE_LATENCY: Objective.ValueType  # 2
+"""The shortest time of a run."""
+OBJECTIVE_SIZE: Objective.ValueType  # 3
+"""The smallest file."""
+Global___Objective: _TypeAlias = Objective  # noqa: Y015
+
 class _Phase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -245,6 +353,7 @@ class TrainingSpec(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
+    OPTIMIZATION_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
     @_builtins.property
@@ -275,6 +384,10 @@ class TrainingSpec(_message.Message):
     def publication(self) -> Global___Publication:
         """What becomes of the outcome."""
 
+    @_builtins.property
+    def optimization(self) -> Global___Optimization:
+        """Which graph to publish."""
+
     def __init__(
         self,
         *,
@@ -286,10 +399,11 @@ class TrainingSpec(_message.Message):
         split: Global___Split | None = ...,
         training: Global___Training | None = ...,
         publication: Global___Publication | None = ...,
+        optimization: Global___Optimization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "family", b"family", "image_classification", b"image_classification", "publication", b"publication", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "family", b"family", "image_classification", b"image_classification", "publication", b"publication", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
@@ -471,7 +585,10 @@ Global___Split: _TypeAlias = Split  # noqa: Y015
 
 @_typing.final
 class Training(_message.Message):
-    """How the network is fitted, with Adam on the cross-entropy."""
+    """How the network is fitted on the cross-entropy. The best weights seen are those that are kept.
+
+    Training goes on where it was after a restart, with the same outcome to the bit on one machine.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -480,18 +597,44 @@ class Training(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    WARMUP_EPOCHS_FIELD_NUMBER: _builtins.int
+    L2_FIELD_NUMBER: _builtins.int
+    MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     max_epochs: _builtins.int
     """Most passes over the training part, 1 to 10,000. 0: 40."""
     batch_size: _builtins.int
     """Rows per step, 1 to 65,536. 0: 32."""
     learning_rate: _builtins.float
-    """Step size, over 0, to 1. Unset: 0.001."""
+    """Step size, over 0, to 1. Unset: 0.001, for SGD 0.01."""
     early_stopping_patience: _builtins.int
     """Epochs without a better validation loss before it stops and takes the best weights back,
     1 to 10,000. 0: 6.
     """
     seed: _builtins.int
     """Seed of the split, the weights and the order of rows. The same seed gives the same model."""
+    optimizer: Global___Optimizer.ValueType
+    """What turns gradients into steps."""
+    momentum: _builtins.float
+    """Share of the last step that is taken again, 0 to under 1; SGD only. Unset: 0.9."""
+    weight_decay: _builtins.float
+    """Share of each weight taken off at each step, times the step size, 0 to 1; ADAMW only. Unset:
+    0.004.
+    """
+    schedule: Global___LearningRateSchedule.ValueType
+    """How the step size changes over `max_epochs`."""
+    warmup_epochs: _builtins.int
+    """Epochs over which the step size first grows from near 0, below `max_epochs`. 0: none."""
+    l2: _builtins.float
+    """Weight of the sum of squares of all kernels in the loss, 0 to 1. 0: none."""
+    max_gradient_norm: _builtins.float
+    """Longer gradients (all of them as one vector) are shortened to this, 0 to 1000. 0: never."""
+    class_weights: Global___ClassWeights.ValueType
+    """How much each class weighs in the loss, in training and in validation."""
     def __init__(
         self,
         *,
@@ -500,16 +643,75 @@ class Training(_message.Message):
         learning_rate: _builtins.float | None = ...,
         early_stopping_patience: _builtins.int = ...,
         seed: _builtins.int = ...,
+        optimizer: Global___Optimizer.ValueType = ...,
+        momentum: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        schedule: Global___LearningRateSchedule.ValueType = ...,
+        warmup_epochs: _builtins.int = ...,
+        l2: _builtins.float = ...,
+        max_gradient_norm: _builtins.float = ...,
+        class_weights: Global___ClassWeights.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "learning_rate", b"learning_rate", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "batch_size", b"batch_size", "early_stopping_patience", b"early_stopping_patience", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stopping_patience", b"early_stopping_patience", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
+
+@_typing.final
+class Optimization(_message.Message):
+    """Which of the graphs that give the same answers, more or less, is published.
+
+    All are built and measured on the trainer's machine: `float32` as converted, `optimized` (the
+    same, rewritten by ONNX Runtime), `int8_dynamic` (weights of matrix products as 8-bit integers)
+    and `int8_static` (activations too, calibrated on rows of the training part). One that is not
+    faster than `float32` is never chosen for its speed, and no 8-bit one is chosen that is slower.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    MAX_ACCURACY_DROP_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_US_FIELD_NUMBER: _builtins.int
+    objective: Global___Objective.ValueType
+    """What to look for among the graphs that keep the budget."""
+    max_accuracy_drop: _builtins.float
+    """Most test accuracy to give up against `float32`, 0 to 1: the upper end of the 95 % confidence
+    interval of the drop must not be over it. Unset: 0.01.
+    """
+    max_latency_us: _builtins.float
+    """Longest median time of a run of one row, in microseconds. 0: any. If `float32` takes longer,
+    a faster graph is chosen whatever the objective; if all do, the job fails.
+    """
+    def __init__(
+        self,
+        *,
+        objective: Global___Objective.ValueType = ...,
+        max_accuracy_drop: _builtins.float | None = ...,
+        max_latency_us: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop", "max_accuracy_drop", b"max_accuracy_drop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop", "max_accuracy_drop", b"max_accuracy_drop", "max_latency_us", b"max_latency_us", "objective", b"objective"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_accuracy_drop: _TypeAlias = _typing.Literal["max_accuracy_drop"]  # noqa: Y015
+    _WhichOneofArgType__max_accuracy_drop: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_accuracy_drop) -> _WhichOneofReturnType__max_accuracy_drop | None: ...
+
+Global___Optimization: _TypeAlias = Optimization  # noqa: Y015
 
 @_typing.final
 class Publication(_message.Message):
@@ -683,6 +885,27 @@ class TrainingResult(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class IntervalsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Interval: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Interval | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
@@ -691,12 +914,16 @@ class TrainingResult(_message.Message):
     CONFUSION_MATRIX_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     LATENCIES_FIELD_NUMBER: _builtins.int
+    INTERVALS_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    IMPORTANCES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The published version, `tenants/{tenant}/models/{model}/versions/{version}`."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures of the ONNX graph on the test part: `accuracy`, `macro_precision`, `macro_recall`,
-        `macro_f1`, `log_loss`.
+        """Figures of the ONNX graph on the test part: `accuracy`, `balanced_accuracy`, `log_loss`,
+        `calibration_error`, `roc_auc` and `pr_auc` (one class against the rest, mean over classes), and
+        `precision`, `recall` and `f1`, each as `macro_` (classes weigh alike) and `weighted_` (by rows).
         """
 
     @_builtins.property
@@ -723,6 +950,18 @@ class TrainingResult(_message.Message):
     def latencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Latency]:
         """Median time of one run of the graph, by batch size, on the trainer's machine."""
 
+    @_builtins.property
+    def intervals(self) -> _containers.MessageMap[_builtins.str, Global___Interval]:
+        """95 % confidence intervals of some of `metrics`, by bootstrap over the test rows."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
+        """The graphs that were built and measured; the chosen one is the version."""
+
+    @_builtins.property
+    def importances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Importance]:
+        """How much accuracy is lost when the values of one input are shuffled, the most first."""
+
     def __init__(
         self,
         *,
@@ -734,14 +973,127 @@ class TrainingResult(_message.Message):
         confusion_matrix: _abc.Iterable[_builtins.int] | None = ...,
         epochs: _abc.Iterable[Global___Epoch] | None = ...,
         latencies: _abc.Iterable[Global___Latency] | None = ...,
+        intervals: _abc.Mapping[_builtins.str, Global___Interval] | None = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
+        importances: _abc.Iterable[Global___Importance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "importances", b"importances", "intervals", b"intervals", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
+
+@_typing.final
+class Interval(_message.Message):
+    """Where a figure lies, with 95 % confidence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    lower: _builtins.float
+    """Lower end."""
+    upper: _builtins.float
+    """Upper end."""
+    def __init__(
+        self,
+        *,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lower", b"lower", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interval: _TypeAlias = Interval  # noqa: Y015
+
+@_typing.final
+class Variant(_message.Message):
+    """One of the graphs that were built and measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LATENCIES_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    ACCURACY_DROP_FIELD_NUMBER: _builtins.int
+    ACCURACY_DROP_INTERVAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`float32`, `optimized`, `int8_dynamic` or `int8_static`."""
+    chosen: _builtins.bool
+    """It is the one that was published."""
+    refusal: _builtins.str
+    """Why it could not be chosen, for people. Empty: it could."""
+    size_bytes: _builtins.int
+    """Size of the graph, in bytes."""
+    accuracy: _builtins.float
+    """Share of the test rows it is right on."""
+    accuracy_drop: _builtins.float
+    """What `float32` has more of it."""
+    @_builtins.property
+    def latencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Latency]:
+        """Median time of one run, by batch size, measured in turn with those of the others."""
+
+    @_builtins.property
+    def accuracy_drop_interval(self) -> Global___Interval:
+        """Where the drop lies, by bootstrap over the test rows."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        chosen: _builtins.bool = ...,
+        refusal: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        latencies: _abc.Iterable[Global___Latency] | None = ...,
+        accuracy: _builtins.float = ...,
+        accuracy_drop: _builtins.float = ...,
+        accuracy_drop_interval: Global___Interval | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accuracy_drop_interval", b"accuracy_drop_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "accuracy_drop", b"accuracy_drop", "accuracy_drop_interval", b"accuracy_drop_interval", "chosen", b"chosen", "latencies", b"latencies", "name", b"name", "refusal", b"refusal", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Variant: _TypeAlias = Variant  # noqa: Y015
+
+@_typing.final
+class Importance(_message.Message):
+    """What one input adds (Breiman, 2001)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    ACCURACY_DROP_FIELD_NUMBER: _builtins.int
+    DEVIATION_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    """Name of the input."""
+    accuracy_drop: _builtins.float
+    """Mean accuracy lost on the test part when its values are shuffled between rows."""
+    deviation: _builtins.float
+    """Standard deviation of it over the shuffles."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        accuracy_drop: _builtins.float = ...,
+        deviation: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy_drop", b"accuracy_drop", "deviation", b"deviation", "input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Importance: _TypeAlias = Importance  # noqa: Y015
 
 @_typing.final
 class Parity(_message.Message):
