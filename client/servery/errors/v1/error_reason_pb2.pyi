@@ -101,6 +101,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 82
     """(UNIMPLEMENTED) This server does not offer the operation. metadata: `operation`."""
+    ERROR_REASON_MODEL_LOAD_FAILED: _ErrorReason.ValueType  # 83
+    """(INTERNAL) A model could not be loaded; what served before still serves. metadata: `model`,
+    `problem`.
+    """
+    ERROR_REASON_MODEL_CONTROL_DISABLED: _ErrorReason.ValueType  # 84
+    """(UNAVAILABLE) The server is not in the explicit model control mode. metadata: `mode`."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 90
     """(UNAVAILABLE) As many requests wait as may; trailing metadata `grpc-retry-pushback-ms` says when
     to try again. metadata: `model`.
@@ -198,6 +204,12 @@ metadata: `model`.
 """
 ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 82
 """(UNIMPLEMENTED) This server does not offer the operation. metadata: `operation`."""
+ERROR_REASON_MODEL_LOAD_FAILED: ErrorReason.ValueType  # 83
+"""(INTERNAL) A model could not be loaded; what served before still serves. metadata: `model`,
+`problem`.
+"""
+ERROR_REASON_MODEL_CONTROL_DISABLED: ErrorReason.ValueType  # 84
+"""(UNAVAILABLE) The server is not in the explicit model control mode. metadata: `mode`."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 90
 """(UNAVAILABLE) As many requests wait as may; trailing metadata `grpc-retry-pushback-ms` says when
 to try again. metadata: `model`.
