@@ -9,8 +9,9 @@ import pytest
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.examples import Examples
+from servery_trainer.hyperparameters import Training
 from servery_trainer.preprocessing import TablePreprocessing
-from servery_trainer.spec import Dense, Training
+from servery_trainer.spec import Dense
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
 

@@ -8,6 +8,8 @@ from typing import ClassVar, Final, Literal
 from servery.trainer.v1 import dataset_pb2, training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
+from servery_trainer.fields import count
+from servery_trainer.hyperparameters import Optimization, Training
 
 ROOT: Final = "training_job.spec"
 
@@ -56,17 +58,6 @@ class Convolutional:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """How the network is fitted."""
-
-    max_epochs: int
-    batch_size: int
-    learning_rate: float
-    early_stopping_patience: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """Everything that decides what a job makes. Two equal specs on one machine train alike."""
 
@@ -76,6 +67,7 @@ class Spec:
     validation_fraction: float
     test_fraction: float
     training: Training
+    optimization: Optimization
     model: ModelName
     alias: AliasName | None
 
@@ -86,13 +78,8 @@ class Spec:
             split=training_pb2.Split(
                 validation_fraction=self.validation_fraction, test_fraction=self.test_fraction
             ),
-            training=training_pb2.Training(
-                max_epochs=self.training.max_epochs,
-                batch_size=self.training.batch_size,
-                learning_rate=self.training.learning_rate,
-                early_stopping_patience=self.training.early_stopping_patience,
-                seed=self.training.seed,
-            ),
+            training=self.training.to_proto(),
+            optimization=self.optimization.to_proto(),
             publication=training_pb2.Publication(
                 model=str(self.model), alias=self.alias.alias if self.alias else ""
             ),
@@ -148,7 +135,8 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         family=_family(spec, task),
         validation_fraction=validation,
         test_fraction=test,
-        training=_training(spec.training),
+        training=Training.parse(spec.training, f"{ROOT}.training"),
+        optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
         model=model,
         alias=alias,
     )
@@ -237,24 +225,8 @@ def _family(
     _each(filters, 1024, 8, f"{path}.filters")
     return Convolutional(
         filters=filters,
-        dense_units=_count(convolutional.dense_units, 64, 4096, f"{path}.dense_units"),
+        dense_units=count(convolutional.dense_units, 64, 4096, f"{path}.dense_units"),
         dropout=_dropout(convolutional, 0.25, path),
-    )
-
-
-def _training(training: training_pb2.Training) -> Training:
-    path = f"{ROOT}.training"
-    rate = training.learning_rate if training.HasField("learning_rate") else 0.001
-    if not 0 < rate <= 1:
-        raise FieldInvalidError(f"{path}.learning_rate", rate, "be over 0 and at most 1")
-    return Training(
-        max_epochs=_count(training.max_epochs, 40, 10_000, f"{path}.max_epochs"),
-        batch_size=_count(training.batch_size, 32, 65_536, f"{path}.batch_size"),
-        learning_rate=rate,
-        early_stopping_patience=_count(
-            training.early_stopping_patience, 6, 10_000, f"{path}.early_stopping_patience"
-        ),
-        seed=training.seed,
     )
 
 
@@ -266,12 +238,6 @@ def _publication(publication: training_pb2.Publication) -> tuple[ModelName, Alia
     if not re.fullmatch(ALIAS, publication.alias):
         raise FieldInvalidError(f"{path}.alias", publication.alias, f"match {ALIAS}")
     return model, AliasName(model, publication.alias)
-
-
-def _count(value: int, default: int, most: int, field: str) -> int:
-    if not 0 <= value <= most:
-        raise FieldInvalidError(field, value, f"be 1 to {most}, or 0 for {default}")
-    return value or default
 
 
 def _each(sizes: Sequence[int], most: int, most_layers: int, field: str) -> None:

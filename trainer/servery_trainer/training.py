@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.examples import Examples
+from servery_trainer.hyperparameters import Training
 from servery_trainer.preprocessing import FloatArray, Preprocessing
-from servery_trainer.spec import ROOT, Training
+from servery_trainer.spec import ROOT
 
 Report = Callable[[training_pb2.Progress], object]
 """Hears of each step; what it raises ends the job."""

@@ -55,9 +55,13 @@ class _ColumnTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ColumnType
     COLUMN_TYPE_NUMERIC: _ColumnType.ValueType  # 1
     """Numbers, whole or not."""
     COLUMN_TYPE_TEXT: _ColumnType.ValueType  # 2
-    """Text, or anything that is not a number."""
+    """Text, or anything that is of no other type."""
     COLUMN_TYPE_BOOLEAN: _ColumnType.ValueType  # 3
-    """True or false."""
+    """`true` or `false`, in any case."""
+    COLUMN_TYPE_DATE: _ColumnType.ValueType  # 4
+    """ISO 8601 days of the years 1000 to 2999, or such with a time: `2024-02-29`,
+    `2024-02-29T18:30`, `2024-02-29 18:30:59`.
+    """
 
 class ColumnType(_ColumnType, metaclass=_ColumnTypeEnumTypeWrapper):
     """What the values of a column are."""
@@ -67,9 +71,13 @@ COLUMN_TYPE_UNSPECIFIED: ColumnType.ValueType  # 0
 COLUMN_TYPE_NUMERIC: ColumnType.ValueType  # 1
 """Numbers, whole or not."""
 COLUMN_TYPE_TEXT: ColumnType.ValueType  # 2
-"""Text, or anything that is not a number."""
+"""Text, or anything that is of no other type."""
 COLUMN_TYPE_BOOLEAN: ColumnType.ValueType  # 3
-"""True or false."""
+"""`true` or `false`, in any case."""
+COLUMN_TYPE_DATE: ColumnType.ValueType  # 4
+"""ISO 8601 days of the years 1000 to 2999, or such with a time: `2024-02-29`,
+`2024-02-29T18:30`, `2024-02-29 18:30:59`.
+"""
 Global___ColumnType: _TypeAlias = ColumnType  # noqa: Y015
 
 @_typing.final

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from servery.errors.v1 import error_reason_pb2 as _error_reason_pb2
+from servery.trainer.v1 import dataset_pb2 as _dataset_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -74,7 +75,13 @@ class _MissingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Missing
     MISSING_POLICY_DROP_ROWS: _MissingPolicy.ValueType  # 2
     """Leave out rows with an empty cell; their number is reported."""
     MISSING_POLICY_IMPUTE_MEDIAN: _MissingPolicy.ValueType  # 3
-    """Put the median of the training part in, also when the model is served (send NaN)."""
+    """Put the median of the training part in, also when the model is served (send NaN or an empty
+    text). TEXT and BOOLEAN columns get their most frequent value.
+    """
+    MISSING_POLICY_IMPUTE_MODE: _MissingPolicy.ValueType  # 4
+    """Put the most frequent value of the training part in, the first in order of several."""
+    MISSING_POLICY_IMPUTE_CONSTANT: _MissingPolicy.ValueType  # 5
+    """Put `fill` in."""
 
 class MissingPolicy(_MissingPolicy, metaclass=_MissingPolicyEnumTypeWrapper):
     """What to do about an empty cell in a feature. An empty target is always refused."""
@@ -86,7 +93,13 @@ MISSING_POLICY_REFUSE: MissingPolicy.ValueType  # 1
 MISSING_POLICY_DROP_ROWS: MissingPolicy.ValueType  # 2
 """Leave out rows with an empty cell; their number is reported."""
 MISSING_POLICY_IMPUTE_MEDIAN: MissingPolicy.ValueType  # 3
-"""Put the median of the training part in, also when the model is served (send NaN)."""
+"""Put the median of the training part in, also when the model is served (send NaN or an empty
+text). TEXT and BOOLEAN columns get their most frequent value.
+"""
+MISSING_POLICY_IMPUTE_MODE: MissingPolicy.ValueType  # 4
+"""Put the most frequent value of the training part in, the first in order of several."""
+MISSING_POLICY_IMPUTE_CONSTANT: MissingPolicy.ValueType  # 5
+"""Put `fill` in."""
 Global___MissingPolicy: _TypeAlias = MissingPolicy  # noqa: Y015
 
 class _DuplicatePolicy:
@@ -358,7 +371,7 @@ class TrainingSpec(_message.Message):
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
     @_builtins.property
     def tabular_classification(self) -> Global___TabularClassification:
-        """Rows of numbers with a class each, from a CSV dataset."""
+        """Rows of a table with a class each, from a CSV dataset."""
 
     @_builtins.property
     def image_classification(self) -> Global___ImageClassification:
@@ -418,14 +431,40 @@ Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
 
 @_typing.final
 class TabularClassification(_message.Message):
-    """Learn the class of a row from its numeric columns."""
+    """Learn the class of a row from its columns.
+
+    The served model takes numbers as FP32 (NaN: missing) and every other column as BYTES (empty:
+    missing), [batch, 1] each, in the words of the file.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _dataset_pb2.ColumnType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _dataset_pb2.ColumnType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TARGET_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Required. The column that holds the class. Its distinct values, as text, become the labels."""
     missing: Global___MissingPolicy.ValueType
@@ -434,7 +473,19 @@ class TabularClassification(_message.Message):
     """What to do with rows that repeat an earlier row in every feature and the target."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The columns to learn from, all numeric. Empty: every column but the target."""
+        """The columns to learn from. Empty: every column but the target."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.ScalarMap[_builtins.str, _dataset_pb2.ColumnType.ValueType]:
+        """What some of the features are, by column. Others are what all of their cells are, and NUMERIC
+        or DATE also if over half are: then the first other cell is refused. TEXT columns are learned
+        as categories: of the training part the 1000 most frequent values that occur twice or more; all
+        others share one bucket.
+        """
+
+    @_builtins.property
+    def fill(self) -> Global___Fill:
+        """What `missing` IMPUTE_CONSTANT puts in."""
 
     def __init__(
         self,
@@ -443,14 +494,50 @@ class TabularClassification(_message.Message):
         features: _abc.Iterable[_builtins.str] | None = ...,
         missing: Global___MissingPolicy.ValueType = ...,
         duplicates: Global___DuplicatePolicy.ValueType = ...,
+        column_types: _abc.Mapping[_builtins.str, _dataset_pb2.ColumnType.ValueType] | None = ...,
+        fill: Global___Fill | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "features", b"features", "missing", b"missing", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TabularClassification: _TypeAlias = TabularClassification  # noqa: Y015
+
+@_typing.final
+class Fill(_message.Message):
+    """What IMPUTE_CONSTANT puts in for a missing value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    BOOLEAN_FIELD_NUMBER: _builtins.int
+    DATE_FIELD_NUMBER: _builtins.int
+    number: _builtins.float
+    """Into a NUMERIC column; finite."""
+    text: _builtins.str
+    """Into a TEXT column. Empty: `missing`, a category of its own."""
+    boolean: _builtins.bool
+    """Into a BOOLEAN column."""
+    date: _builtins.str
+    """Into a DATE column. Empty: `1970-01-01`."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.float = ...,
+        text: _builtins.str = ...,
+        boolean: _builtins.bool = ...,
+        date: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boolean", b"boolean", "date", b"date", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fill: _TypeAlias = Fill  # noqa: Y015
 
 @_typing.final
 class ImageClassification(_message.Message):
