@@ -17,14 +17,20 @@ from google.protobuf import descriptor_pb2
 OUT = Path(__file__).parent / "servery_gateway" / "envoy_api.zlib"
 EXTENSIONS = "envoy.extensions"
 MODULES = (
+    "envoy.service.accesslog.v3.als_pb2",
     "envoy.service.discovery.v3.ads_pb2",
     "envoy.config.cluster.v3.cluster_pb2",
     "envoy.config.endpoint.v3.endpoint_pb2",
     "envoy.config.listener.v3.listener_pb2",
     "envoy.config.route.v3.route_pb2",
     f"{EXTENSIONS}.access_loggers.filters.cel.v3.cel_pb2",
+    f"{EXTENSIONS}.access_loggers.grpc.v3.als_pb2",
+    f"{EXTENSIONS}.filters.http.cors.v3.cors_pb2",
     f"{EXTENSIONS}.filters.http.grpc_field_extraction.v3.config_pb2",
+    f"{EXTENSIONS}.filters.http.grpc_web.v3.grpc_web_pb2",
+    f"{EXTENSIONS}.filters.http.health_check.v3.health_check_pb2",
     f"{EXTENSIONS}.filters.http.jwt_authn.v3.config_pb2",
+    f"{EXTENSIONS}.filters.http.local_ratelimit.v3.local_rate_limit_pb2",
     f"{EXTENSIONS}.filters.http.lua.v3.lua_pb2",
     f"{EXTENSIONS}.filters.http.rbac.v3.rbac_pb2",
     f"{EXTENSIONS}.filters.http.router.v3.router_pb2",
@@ -32,6 +38,8 @@ MODULES = (
     f"{EXTENSIONS}.http.early_header_mutation.header_mutation.v3.header_mutation_pb2",
     f"{EXTENSIONS}.transport_sockets.tls.v3.tls_pb2",
     f"{EXTENSIONS}.upstreams.http.v3.http_protocol_options_pb2",
+    "envoy.type.matcher.v3.http_inputs_pb2",
+    "xds.type.matcher.v3.matcher_pb2",
 )
 
 

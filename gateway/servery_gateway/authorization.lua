@@ -114,4 +114,5 @@ function envoy_on_request(handle)
     return deny(handle, rule.verbs[1], resource)
   end
   metadata:set("servery.authz", "allowed", true)
+  if model then metadata:set("servery.authz", "model", resource) end
 end

@@ -11,11 +11,14 @@ from datetime import datetime
 from sqlalchemy import Engine
 
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
+from servery.gateway.v1 import usage_pb2_grpc
 from servery_gateway import xds_pool
+from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_sqlite
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
+from servery_gateway.meter import Meter, metering
 from servery_gateway.methods import GATEWAY, INFERENCE, REGISTRY, TRAINER
 from servery_gateway.secret_files import load_or_create, make_private_directory
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
@@ -23,6 +26,8 @@ from servery_gateway.settings import GatewaySettings
 from servery_gateway.store import Store
 from servery_gateway.tokens import SigningKey, generate_pem
 from servery_gateway.translation import Certificate, GatewayState
+from servery_gateway.usage_servicer import UsageServicer
+from servery_gateway.usage_store import UsageStore
 from servery_rpc.server import RunningServer, Service, serving
 
 log = logging.getLogger(__name__)
@@ -44,6 +49,7 @@ async def control_plane(
     def denied_keys() -> frozenset[str]:
         return frozenset(str(name) for name in store.keys_revoked_since(now() - DENIED_FOR))
 
+    usage = UsageStore(engine)
     ads = AdsServer()
     data_plane = DataPlane(ads, _state(settings, signing_key), denied_keys)
     keyring = Keyring(
@@ -51,13 +57,30 @@ async def control_plane(
     )
     await keyring.ensure_default_tenant()
     await data_plane.refresh()
+    meter = Meter(usage, now)
+    access_log = AccessLog(meter.record)
+    services = (
+        *_services(keyring),
+        Service(
+            "servery.gateway.v1.UsageService",
+            lambda s: usage_pb2_grpc.add_UsageServiceServicer_to_server(
+                UsageServicer(store, usage), s
+            ),
+        ),
+        ads.service,
+        access_log.service,
+    )
     try:
-        async with serving(settings, *_services(keyring, ads), pools=[xds_pool.pool()]) as running:
+        async with (
+            metering(meter),
+            serving(settings, *services, pools=[xds_pool.pool()]) as running,
+        ):
             log.info("control plane on %s", running.address)
             try:
                 yield running
             finally:
                 ads.close()
+                access_log.close()
     finally:
         engine.dispose()
 
@@ -104,7 +127,7 @@ def _state(settings: GatewaySettings, signing_key: SigningKey) -> GatewayState:
     )
 
 
-def _services(keyring: Keyring, ads: AdsServer) -> tuple[Service, ...]:
+def _services(keyring: Keyring) -> tuple[Service, ...]:
     return (
         Service(
             "servery.gateway.v1.AuthService",
@@ -118,5 +141,4 @@ def _services(keyring: Keyring, ads: AdsServer) -> tuple[Service, ...]:
             "servery.gateway.v1.ApiKeyService",
             lambda s: pb_grpc.add_ApiKeyServiceServicer_to_server(ApiKeyServicer(keyring), s),
         ),
-        ads.service,
     )

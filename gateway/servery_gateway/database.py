@@ -7,7 +7,16 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import BigInteger, Engine, ForeignKey, Index, Text, create_engine, event
+from sqlalchemy import (
+    BigInteger,
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Text,
+    create_engine,
+    event,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -39,6 +48,41 @@ class ApiKeyRow(Base):
     create_time: Mapped[int] = mapped_column(BigInteger)
     expire_time: Mapped[int | None] = mapped_column(BigInteger)
     revoke_time: Mapped[int | None] = mapped_column(BigInteger, index=True)
+
+
+class UsageRow(Base):
+    """The calls of one minute that are alike."""
+
+    __tablename__ = "usage"
+
+    minute: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    api_key: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    code: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    request_bytes: Mapped[int] = mapped_column(BigInteger)
+    response_bytes: Mapped[int] = mapped_column(BigInteger)
+    duration_us: Mapped[int] = mapped_column(BigInteger)
+
+
+class UsageDayRow(Base):
+    """How many calls of a tenant or a key reached a server on one day since 1970 in UTC."""
+
+    __tablename__ = "usage_days"
+
+    day: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+
+
+class NotedCallRow(Base):
+    """A call that was counted lately, so that it is not counted again."""
+
+    __tablename__ = "usage_noted_calls"
+
+    id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    minute: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
 def open_sqlite(path: Path) -> Engine:

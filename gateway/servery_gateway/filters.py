@@ -17,11 +17,19 @@ from servery_rpc.identity import CLAIMS_HEADER
 REVOKED_KEYS_NAME: Final = "revoked-keys"
 REVOKED_POLICY: Final = "revoked"
 ADS: Final = {"ads": {}, "resource_api_version": "V3"}
+CONTROL_PLANE: Final = "ads"
+"""The cluster of the control plane, which Envoy knows from its start."""
+
 EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
 
 _HTTP_FILTERS: Final = f"{EXTENSIONS}.filters.http"
 _RBAC: Final = f"{_HTTP_FILTERS}.rbac.v3.RBAC"
-_TOKEN: Final = "envoy.filters.http.jwt_authn"  # noqa: S105 a filter
+TOKEN_METADATA: Final = "envoy.filters.http.jwt_authn"  # noqa: S105 a filter
+"""Where the claims of the verified token are found."""
+
+AUTHORIZATION_METADATA: Final = "servery.authz"
+"""Where the script notes what it decided: `allowed`, and the `model` it is about, if any."""
+
 _CLOCK_SKEW_S: Final = 5
 
 
@@ -30,7 +38,7 @@ def http_filters(
 ) -> list[Mapping[str, Any]]:
     """The chain, in its order: who is it, is its key revoked, which model, may it, enforce."""
     return [
-        typed(_TOKEN, _authentication(methods, jwks)),
+        typed(TOKEN_METADATA, _authentication(methods, jwks)),
         {
             "name": REVOKED_KEYS_NAME,
             "config_discovery": {"config_source": ADS, "type_urls": [_RBAC]},
@@ -131,7 +139,7 @@ def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
                         {
                             "sourced_metadata": {
                                 "metadata_matcher": {
-                                    "filter": "servery.authz",
+                                    "filter": AUTHORIZATION_METADATA,
                                     "path": [{"key": "allowed"}],
                                     "value": {"bool_match": True},
                                 }
@@ -152,7 +160,7 @@ def deny_keys(names: Sequence[str]) -> Resource:
         rules["policies"][REVOKED_POLICY] = {
             "permissions": [{"any": True}],
             "principals": [
-                {"sourced_metadata": _metadata(_TOKEN, "claims", "sub", exact=name)}
+                {"sourced_metadata": _metadata(TOKEN_METADATA, "claims", "sub", exact=name)}
                 for name in names
             ],
         }

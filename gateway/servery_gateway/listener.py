@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from servery_gateway.address import HostAddress
-from servery_gateway.filters import ADS, EXTENSIONS, REVOKED_POLICY, http_filters, typed
+from servery_gateway.filters import (
+    ADS,
+    CONTROL_PLANE,
+    EXTENSIONS,
+    REVOKED_POLICY,
+    http_filters,
+    typed,
+)
 from servery_gateway.keys import ApiKeyInvalidError
 from servery_gateway.methods import Method
 from servery_gateway.snapshot import Resource
@@ -86,6 +93,7 @@ def _connection_manager(
             )
         ],
         "http_filters": http_filters(methods, jwks),
+        "access_log": [_usage_log()],
         "local_reply_config": {"mappers": [_bad_token(), _revoked_key()]},
         "http2_protocol_options": {
             "max_concurrent_streams": 100,
@@ -105,6 +113,25 @@ def _connection_manager(
         "stream_idle_timeout": "300s",
         "drain_timeout": "5s",
     }
+
+
+def _usage_log() -> Mapping[str, Any]:
+    """How the control plane is told of every call, at its end."""
+    status = ["grpc-status"]
+    return typed(
+        "envoy.access_loggers.http_grpc",
+        {
+            "@type": f"{EXTENSIONS}.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+            "common_config": {
+                "log_name": "usage",
+                "transport_api_version": "V3",
+                "grpc_service": {"envoy_grpc": {"cluster_name": CONTROL_PLANE}},
+                "buffer_flush_interval": "0.2s",
+            },
+            "additional_response_headers_to_log": status,
+            "additional_response_trailers_to_log": status,
+        },
+    )
 
 
 def _bad_token() -> Mapping[str, Any]:

@@ -24,6 +24,8 @@ PACKAGES: Final = {
 """What must be importable, and the extra that installs it."""
 
 _MAX_SOCKET_PATH: Final = 100
+_LAST_LOGS_S: Final = 0.5
+"""Within which Envoy tells the gateway of its last calls; it sends what it has every 0.2 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +151,7 @@ class EnvoyAdmin:
         return live and await self._ask("GET", "/listeners") != ""
 
     async def drain(self) -> None:
-        """Take no new connections, ask clients to go, and return when no call runs.
+        """Take no new connections, ask clients to go, and return when every call is accounted for.
 
         Raises:
             OSError: No Envoy answers there.
@@ -159,6 +161,7 @@ class EnvoyAdmin:
         # Envoy has no event for it.
         while await self._ask("GET", f"/stats?filter=^{active}$") != f"{active}: 0":  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+        await asyncio.sleep(_LAST_LOGS_S)
 
     async def _ask(self, method: str, path: str) -> str:
         return await asyncio.to_thread(self._ask_blocking, method, path)

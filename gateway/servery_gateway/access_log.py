@@ -1,0 +1,122 @@
+"""Envoy's access log service: receives what Envoy tells of every call it answered."""
+
+from __future__ import annotations  # grpc's generics exist only in its stubs.
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final
+
+import grpc
+
+from servery_gateway import xds_pool
+from servery_gateway.filters import AUTHORIZATION_METADATA, TOKEN_METADATA
+from servery_gateway.usage import Bill, Call, Sums
+from servery_rpc.server import Service
+
+SERVICE: Final = "envoy.service.accesslog.v3.AccessLogService"
+_MESSAGE: Final = "envoy.service.accesslog.v3.StreamAccessLogsMessage"
+_RESPONSE: Final = "envoy.service.accesslog.v3.StreamAccessLogsResponse"
+
+_OK: Final = 0
+_CANCELLED: Final = 1
+_UNKNOWN: Final = 2
+# A stream and `ModelReady` answer OK for a model that is not there.
+_ANSWERED_BY: Final = ("/ModelInfer", "/ModelMetadata", "/ModelConfig", "/ModelStatistics")
+
+
+class AccessLog:
+    """Receives access logs. Belongs to one event loop.
+
+    Args:
+        record: Takes in the calls.
+    """
+
+    def __init__(self, record: Callable[[Iterable[Call]], None]) -> None:
+        self._record = record
+        self._readers: set[asyncio.Task[None]] = set()
+
+    @property
+    def service(self) -> Service:
+        """What to serve."""
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(
+            self._stream,
+            request_deserializer=xds_pool.message_class(_MESSAGE).FromString,
+            response_serializer=lambda response: response.SerializeToString(),
+        )
+        generic = grpc.method_handlers_generic_handler(SERVICE, {"StreamAccessLogs": handler})
+        return Service(SERVICE, lambda server: server.add_generic_rpc_handlers([generic]))
+
+    def close(self) -> None:
+        """End every stream, so that a server which drains need not wait for them."""
+        for reader in self._readers:
+            reader.cancel()
+
+    async def _stream(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        reader = asyncio.create_task(self._read(messages))
+        self._readers.add(reader)
+        try:
+            await asyncio.wait([reader])
+        finally:
+            reader.cancel()
+            self._readers.discard(reader)
+        return xds_pool.message_class(_RESPONSE)()
+
+    async def _read(self, messages: AsyncIterator[Any]) -> None:
+        async for message in messages:
+            self._record([call_of(entry) for entry in message.http_logs.log_entry])
+
+
+def call_of(entry: Any) -> Call:
+    """Return the call that an HTTPAccessLogEntry tells of."""
+    common, request, response = entry.common_properties, entry.request, entry.response
+    metadata = common.metadata.filter_metadata
+    claims = _text(metadata.get(TOKEN_METADATA), "claims", "tenant")
+    code = _code(response)
+    path = request.path.partition("?")[0]
+    return Call(
+        id=_identity(common, request),
+        bill=Bill(
+            minute=common.start_time.seconds // 60,
+            tenant=f"tenants/{claims}" if claims else "",
+            api_key=_text(metadata.get(TOKEN_METADATA), "claims", "sub"),
+            model=_text(metadata.get(AUTHORIZATION_METADATA), "model"),
+            code=code,
+        ),
+        reached_server=bool(common.upstream_cluster) and bool(response.response_code),
+        model_answered=code == _OK and path.endswith(_ANSWERED_BY),
+        sums=Sums(
+            requests=1,
+            request_bytes=request.request_body_bytes,
+            response_bytes=response.response_body_bytes,
+            duration_us=common.duration.seconds * 1_000_000 + common.duration.nanos // 1000,
+        ),
+    )
+
+
+def _identity(common: Any, request: Any) -> bytes:
+    """What no two calls share. Not the request id alone: callers choose that, also twice."""
+    peer = common.downstream_remote_address.socket_address
+    start = common.start_time
+    parts = (start.seconds, start.nanos, peer.address, peer.port_value, request.request_id)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
+def _code(response: Any) -> int:
+    status = response.response_trailers.get("grpc-status") or response.response_headers.get(
+        "grpc-status", ""
+    )
+    if status.isdecimal():
+        return int(status)
+    return _UNKNOWN if response.response_code.value else _CANCELLED
+
+
+def _text(struct: Any, *path: str) -> str:
+    """The string at `path` in a google.protobuf.Struct; empty if there is none."""
+    for name in path:
+        if struct is None or name not in struct.fields:
+            return ""
+        value = struct.fields[name]
+        struct = value.struct_value
+    text: str = value.string_value
+    return text
