@@ -3,9 +3,10 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,13 +19,15 @@ Serve = Callable[[Path], AbstractAsyncContextManager[grpc.aio.Channel]]
 
 
 @asynccontextmanager
-async def serve_directory(root: Path) -> AsyncIterator[grpc.aio.Channel]:
+async def serve_directory(
+    root: Path, options: Sequence[tuple[str, Any]] = ()
+) -> AsyncIterator[grpc.aio.Channel]:
     """Serve a directory of models; give a channel once it is ready."""
     settings = InferenceSettings(model_repository=root, drain_s=0)
     async with (
         serving_inference(settings) as server,
         grpc.aio.insecure_channel(
-            server.address, options=[("grpc.max_receive_message_length", -1)]
+            server.address, options=[("grpc.max_receive_message_length", -1), *options]
         ) as channel,
     ):
         await asyncio.wait_for(server.ready.wait(), 20)

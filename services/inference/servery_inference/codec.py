@@ -81,11 +81,13 @@ def decode(message: bytes) -> InferRequest:
     )
 
 
-def encode(request: InferRequest, answer: Answer) -> bytes:
+def encode(request: InferRequest, answer: Answer, parameters: Mapping[str, bool]) -> bytes:
     """Serialize the `ModelInferResponse` to `request`, its tensors raw, in the order given."""
     response = pb.ModelInferResponse(
         model_name=request.model, model_version=str(answer.version), id=request.id
     )
+    for key, value in parameters.items():
+        response.parameters[key].bool_param = value
     for output in answer.outputs:
         response.outputs.add(name=output.name, datatype=output.datatype, shape=output.value.shape)
     raws = [to_raw(output.value) for output in answer.outputs]

@@ -4,7 +4,8 @@ Knows no transport, so that another one can take the place of grpcio (see docs/a
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from servery_inference.codec import decode, encode
@@ -42,11 +43,16 @@ class InferEndpoint:
         with self._repository.lease(request.model, request.version) as servable:
             return await servable.infer(request)
 
-    async def encode(self, request: InferRequest, answer: Answer) -> bytes:
-        """Serialize the `ModelInferResponse` to `request`."""
+    async def encode(
+        self,
+        request: InferRequest,
+        answer: Answer,
+        parameters: Mapping[str, bool] = MappingProxyType({}),
+    ) -> bytes:
+        """Serialize the `ModelInferResponse` to `request`, with `parameters` of its own."""
         if _is_small(answer.outputs):
-            return encode(request, answer)
-        return await asyncio.to_thread(encode, request, answer)
+            return encode(request, answer, parameters)
+        return await asyncio.to_thread(encode, request, answer, parameters)
 
 
 def _is_small(outputs: Sequence[Output]) -> bool:

@@ -5,18 +5,21 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import REGISTRY
 
 from servery.inference.pool import pool
 from servery_inference.cache import BundleCache
 from servery_inference.directory import serve_directory
+from servery_inference.endpoint import InferEndpoint
 from servery_inference.engine import require_provider
 from servery_inference.loading import Loader
 from servery_inference.metrics import exported
 from servery_inference.registry import RegistrySource
 from servery_inference.repository import Repository
-from servery_inference.servicer import SERVICE, InferenceServicer
+from servery_inference.rpcs import SERVICE, register
+from servery_inference.servicer import InferenceServicer
 from servery_inference.settings import InferenceSettings
 from servery_rpc.server import RunningServer, Service, serving
 
@@ -48,9 +51,14 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         loader = stack.enter_context(Loader.open(settings.engine))
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))
-        servicer = InferenceServicer(repository, ready.is_set)
+        endpoint = InferEndpoint(repository)
+        handlers = InferenceServicer(repository, endpoint, ready.is_set).handlers()
         server = await stack.enter_async_context(
-            serving(settings, Service(SERVICE, servicer.register, ready=False), pools=(pool(),))
+            serving(
+                settings,
+                Service(SERVICE, partial(register, handlers), ready=False),
+                pools=(pool(),),
+            )
         )
         informed = await _source(settings, repository, loader, stack)
         announcing = asyncio.create_task(_announce(server, repository, informed, ready))

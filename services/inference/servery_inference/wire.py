@@ -59,6 +59,18 @@ def cut_out(message: bytes, field: int) -> tuple[bytes, list[memoryview]]:
     return b"".join(rest), values
 
 
+def text_of(message: bytes, field: int) -> str:
+    """Return a text field at the top level of `message`; empty if it is not there or not legible.
+
+    For messages that are refused: whoever sent them shall know which one is meant.
+    """
+    try:
+        _, values = cut_out(message, field)
+        return bytes(values[-1]).decode() if values else ""
+    except (MalformedMessageError, UnicodeDecodeError):
+        return ""
+
+
 def append(message: bytes, field: int, values: Sequence[Buffer]) -> bytes:
     """Serialize `message` with `values` added to its `repeated bytes` field number `field`."""
     tag = encode_varint(field << 3 | _LENGTH_DELIMITED)

@@ -51,6 +51,9 @@ CODES: Final = {
     reasons.ERROR_REASON_QUEUE_FULL: code_pb2.UNAVAILABLE,
     reasons.ERROR_REASON_QUEUE_TIMEOUT: code_pb2.UNAVAILABLE,
     reasons.ERROR_REASON_DEADLINE_UNREACHABLE: code_pb2.DEADLINE_EXCEEDED,
+    reasons.ERROR_REASON_REGION_EXISTS: code_pb2.ALREADY_EXISTS,
+    reasons.ERROR_REASON_REGION_NOT_FOUND: code_pb2.NOT_FOUND,
+    reasons.ERROR_REASON_REGION_INVALID: code_pb2.INTERNAL,
 }
 """The status code of every reason, as error_reason.proto promises."""
 

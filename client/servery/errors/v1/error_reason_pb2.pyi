@@ -70,7 +70,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """(INVALID_ARGUMENT) The data cannot be used as asked. metadata: `problem`, one of
     `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
     `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
-    `WRONG_DTYPE`, `MISSING_ARRAY`, `TOO_LARGE`; where they apply also `row` (from 1, the header of
+    `WRONG_DTYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `WRONG_TYPE`; where they apply also `row` (from 1, the header of
     a CSV file not counted), `column`, `array`.
     """
     ERROR_REASON_TRAINING_JOB_NOT_FOUND: _ErrorReason.ValueType  # 42
@@ -116,6 +116,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 92
     """(DEADLINE_EXCEEDED) The answer cannot be there by the deadline of the call, so it is not
     computed. metadata: `model`.
+    """
+    ERROR_REASON_REGION_EXISTS: _ErrorReason.ValueType  # 95
+    """(ALREADY_EXISTS) A region of shared memory has this name; unregister it first, or take another.
+    metadata: `region`.
+    """
+    ERROR_REASON_REGION_NOT_FOUND: _ErrorReason.ValueType  # 96
+    """(NOT_FOUND) No region of shared memory has this name. metadata: `region`."""
+    ERROR_REASON_REGION_INVALID: _ErrorReason.ValueType  # 97
+    """(INTERNAL) A region of shared memory cannot be opened, or what shall be read or written does not
+    lie within it. metadata: `region`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -173,7 +183,7 @@ ERROR_REASON_DATASET_INVALID: ErrorReason.ValueType  # 41
 """(INVALID_ARGUMENT) The data cannot be used as asked. metadata: `problem`, one of
 `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
 `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
-`WRONG_DTYPE`, `MISSING_ARRAY`, `TOO_LARGE`; where they apply also `row` (from 1, the header of
+`WRONG_DTYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `WRONG_TYPE`; where they apply also `row` (from 1, the header of
 a CSV file not counted), `column`, `array`.
 """
 ERROR_REASON_TRAINING_JOB_NOT_FOUND: ErrorReason.ValueType  # 42
@@ -219,5 +229,15 @@ ERROR_REASON_QUEUE_TIMEOUT: ErrorReason.ValueType  # 91
 ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 92
 """(DEADLINE_EXCEEDED) The answer cannot be there by the deadline of the call, so it is not
 computed. metadata: `model`.
+"""
+ERROR_REASON_REGION_EXISTS: ErrorReason.ValueType  # 95
+"""(ALREADY_EXISTS) A region of shared memory has this name; unregister it first, or take another.
+metadata: `region`.
+"""
+ERROR_REASON_REGION_NOT_FOUND: ErrorReason.ValueType  # 96
+"""(NOT_FOUND) No region of shared memory has this name. metadata: `region`."""
+ERROR_REASON_REGION_INVALID: ErrorReason.ValueType  # 97
+"""(INTERNAL) A region of shared memory cannot be opened, or what shall be read or written does not
+lie within it. metadata: `region`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,69 @@
+"""Who may do what to which model, decided from the metadata of a call, whichever door it took."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from servery_inference.request import shown
+from servery_rpc.errors import PermissionDeniedError
+from servery_rpc.identity import Caller, Verb, caller_of
+from servery_rpc.names import DEFAULT_TENANT, ModelName
+
+MODEL_HEADER: Final = "x-servery-model"
+"""Metadata in which the gateway says for which model it let the call through."""
+
+VISIBLE: Final[tuple[Verb, ...]] = ("infer", "read")
+"""Any of these lets a caller know that a model is there."""
+
+
+class Context(Protocol):
+    """What the methods of the service need of a call; that of gRPC has it."""
+
+    def invocation_metadata(self) -> Any:
+        """Return pairs of lower-case keys and values."""
+
+    def set_trailing_metadata(self, trailing_metadata: Any, /) -> None:
+        """Set the pairs to send behind the answer."""
+
+
+def caller(context: Any) -> Caller:
+    """Return who makes the call."""
+    return caller_of(context)
+
+
+def authorize(context: Context, verbs: Sequence[Verb], model: str) -> None:
+    """Refuse unless the caller may do one of `verbs` to the model of this name on the wire.
+
+    Raises:
+        PermissionDeniedError: It may not, or the gateway let it through for another model.
+    """
+    metadata = context.invocation_metadata() or ()
+    elsewhere = any(key == MODEL_HEADER and value != model for key, value in metadata)
+    if elsewhere or not may(caller(context), verbs, model):
+        raise PermissionDeniedError(verbs[0], str(_resource(shown(model))))
+
+
+def require_operator(context: Context) -> None:
+    """Refuse unless the caller may administer the server itself.
+
+    Raises:
+        PermissionDeniedError: It may not.
+    """
+    caller(context).require("admin", DEFAULT_TENANT)
+
+
+def may(who: Caller, verbs: Sequence[Verb], model: str) -> bool:
+    """Tell whether `who` may do one of `verbs` to the model of this name on the wire."""
+    resource = _resource(model)
+    return any(who.may(verb, resource.tenant, resource.model) for verb in verbs)
+
+
+def asks(context: Context, key: str) -> bool:
+    """Tell whether the metadata of the call switches `key` on."""
+    metadata = context.invocation_metadata() or ()
+    return any(k == key and value in ("1", "true") for k, value in metadata)
+
+
+def _resource(model: str) -> ModelName:
+    """What a name on the wire names: the opposite of `ModelName.wire_name`, for any text."""
+    tenant, dot, name = model.partition(".")
+    return ModelName(tenant, name) if dot else ModelName(DEFAULT_TENANT, model)
