@@ -70,8 +70,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """(INVALID_ARGUMENT) The data cannot be used as asked. metadata: `problem`, one of
     `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
     `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
-    `WRONG_DTYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `WRONG_TYPE`; where they apply also `row` (from 1, the header of
-    a CSV file not counted), `column`, `array`.
+    `WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`; where they apply also `row` (from 1,
+    the header of a CSV file not counted), `column`, `array`.
     """
     ERROR_REASON_TRAINING_JOB_NOT_FOUND: _ErrorReason.ValueType  # 42
     """(NOT_FOUND) No training job has this name. metadata: `name`."""
@@ -92,6 +92,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONFIGURATION_REJECTED: _ErrorReason.ValueType  # 63
     """(FAILED_PRECONDITION) The data plane refused the configuration, which was rolled back.
     metadata: `problem`.
+    """
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 64
+    """(RESOURCE_EXHAUSTED) A quota is used up; `RetryInfo` says when to try again and `QuotaFailure`
+    repeats the limit. metadata: `limit`, one of `requests_per_second`, `requests_per_day`,
+    `key_exchanges`.
     """
     ERROR_REASON_MODEL_NOT_SERVED: _ErrorReason.ValueType  # 80
     """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""
@@ -183,8 +188,8 @@ ERROR_REASON_DATASET_INVALID: ErrorReason.ValueType  # 41
 """(INVALID_ARGUMENT) The data cannot be used as asked. metadata: `problem`, one of
 `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
 `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
-`WRONG_DTYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `WRONG_TYPE`; where they apply also `row` (from 1, the header of
-a CSV file not counted), `column`, `array`.
+`WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`; where they apply also `row` (from 1,
+the header of a CSV file not counted), `column`, `array`.
 """
 ERROR_REASON_TRAINING_JOB_NOT_FOUND: ErrorReason.ValueType  # 42
 """(NOT_FOUND) No training job has this name. metadata: `name`."""
@@ -205,6 +210,11 @@ ERROR_REASON_API_KEY_NOT_FOUND: ErrorReason.ValueType  # 62
 ERROR_REASON_CONFIGURATION_REJECTED: ErrorReason.ValueType  # 63
 """(FAILED_PRECONDITION) The data plane refused the configuration, which was rolled back.
 metadata: `problem`.
+"""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 64
+"""(RESOURCE_EXHAUSTED) A quota is used up; `RetryInfo` says when to try again and `QuotaFailure`
+repeats the limit. metadata: `limit`, one of `requests_per_second`, `requests_per_day`,
+`key_exchanges`.
 """
 ERROR_REASON_MODEL_NOT_SERVED: ErrorReason.ValueType  # 80
 """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""
