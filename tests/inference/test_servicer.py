@@ -27,7 +27,10 @@ IMPLEMENTED = {
     "ModelReady",
     "ModelMetadata",
     "ModelInfer",
+    "ModelConfig",
     "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
 }
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 

@@ -1,57 +1,337 @@
-"""Models from a directory: `<model>/<version>/model.onnx`, the newest version of each.
+"""Models from a directory in Triton's layout: `<model>/config.pbtxt`, `<model>/<version>/<graph>`.
 
-The directory is the operator's, read once, at the start.
+The directory is the operator's, but nothing in it may lead out of it. Functions block; methods of
+the source do not.
 """
 
+import asyncio
+import contextlib
 import logging
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Final, Literal, Self
 
+from servery.inference.v1 import model_config_pb2 as pb
+from servery_inference import model_config
 from servery_inference.engine import LoadFailedError
-from servery_inference.loading import GRAPH, Bundle
-from servery_inference.model_config import read_config
+from servery_inference.loading import Bundle
+from servery_inference.model_config import GivenConfig, read_config
 from servery_inference.repository import Repository
-from servery_rpc.names import PRODUCTION
+
+ControlMode = Literal["none", "poll", "explicit"]
+CONTROL_MODES: Final = ("none", "poll", "explicit")
+ALL_MODELS: Final = "*"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
+_FILE: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 
 log = logging.getLogger(__name__)
 
 
-def scan(root: Path) -> dict[str, list[int]]:
-    """Find the models under `root` and the numbers of their versions, rising.
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a load request brings instead of what is in the directory."""
+
+    config: GivenConfig | None = None
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """By path, such as `1/model.onnx`; if there are any, they are the whole model."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """What there is of one model."""
+
+    folder: Path
+
+    versions: Mapping[int, Hashable]
+    """The numbers there are, each with something that changes when its files do."""
+
+    config: GivenConfig
+
+    problem: str = ""
+    """Why none of its versions can be served."""
+
+    def revisions(self) -> dict[int, Hashable]:
+        """Return the versions to serve, by the policy of the config."""
+        written = self.config.message.SerializeToString(deterministic=True)
+        return {
+            number: (str(self.folder), self.versions[number], written, self.problem)
+            for number in chosen(self.config.message.version_policy, sorted(self.versions))
+        }
+
+
+def chosen(policy: pb.ModelVersionPolicy, numbers: Sequence[int]) -> list[int]:
+    """Return which of `numbers`, rising, a policy wants served."""
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return list(numbers)
+        case "specific":
+            wanted = set(policy.specific.versions)
+            return [number for number in numbers if number in wanted]
+        case "latest":
+            return list(numbers)[-max(1, policy.latest.num_versions) :]
+        case _:
+            return list(numbers)[-1:]
+
+
+def names(root: Path) -> list[str]:
+    """Return the names of the models under `root`, in order.
 
     Raises:
         OSError: `root` cannot be read.
     """
-    return {
-        model.name: sorted(
-            int(version.name)
-            for version in model.iterdir()
-            if version.is_dir() and _is_version(version.name)
-        )
-        for model in sorted(root.iterdir())
-        if model.is_dir() and not model.name.startswith(".")
+    found = []
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith(".") or not entry.is_dir():
+            continue
+        if _NAME.fullmatch(entry.name):
+            found.append(entry.name)
+        else:
+            log.warning("folder %r is no model: names match %s", entry.name, _NAME.pattern)
+    return found
+
+
+def find(root: Path, model: str) -> FoundModel | None:
+    """Look at one model; None if there is none of that name."""
+    folder = root / model
+    if not _NAME.fullmatch(model) or not folder.is_dir():
+        return None
+    if not folder.resolve().is_relative_to(root.resolve()):
+        problem = "its folder is a link that leads out of the model repository"
+        return FoundModel(folder, {1: None}, GivenConfig.none(), problem)
+    config, problem = GivenConfig.none(), ""
+    try:
+        _require_inside(folder / model_config.FILE, root)
+        config = read_config(folder)
+    except LoadFailedError as error:
+        problem = str(error)
+    versions: dict[int, Hashable] = {
+        int(entry.name): _stamp(entry)
+        for entry in folder.iterdir()
+        if _is_version(entry.name) and entry.is_dir()
     }
+    return FoundModel(folder, versions, config, problem)
 
 
-def serve_directory(root: Path, repository: Repository) -> None:
-    """Serve the newest version of every model under `root`.
-
-    Raises:
-        OSError: `root` cannot be read.
-    """
-    for model, versions in scan(root).items():
-        if not versions:
-            log.warning("model %s has no version: no folder in it is a number from 1 up", model)
-        targets = {PRODUCTION: versions[-1]} if versions else {}
-        repository.want(model, targets, partial(_bundle, root / model))
-
-
-async def _bundle(model: Path, number: int) -> Bundle:
-    folder = model / str(number)
-    if not (folder / GRAPH).is_file():
-        raise LoadFailedError(f"the folder of the version has no {GRAPH}")
-    return Bundle(folder, golden_required=False, config=read_config(model))
+def _stamp(folder: Path) -> Hashable:
+    stamps = []
+    for path in sorted(folder.rglob("*")):
+        with contextlib.suppress(OSError):  # It is being replaced: the next look sees another one.
+            status = path.stat()
+            stamps.append((path.name, status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
 
 
 def _is_version(name: str) -> bool:
     return name.isascii() and name.isdecimal() and name[0] != "0" and len(name) <= 18
+
+
+def graph_of(root: Path, found: FoundModel, number: int) -> Bundle:
+    """Return the files of a version, none of which lies outside of it.
+
+    Raises:
+        LoadFailedError: There is no graph, or something leads out.
+    """
+    if found.problem:
+        raise LoadFailedError(found.problem)
+    folder = found.folder / str(number)
+    bundle = Bundle(folder, golden_required=False, config=found.config)
+    if bundle.config.is_ensemble:
+        return bundle
+    if not _FILE.fullmatch(bundle.graph.name) or bundle.graph.parent != folder:
+        raise LoadFailedError(
+            "default_model_filename must be the name of a file in the folder of the version"
+        )
+    if not bundle.graph.is_file():
+        raise LoadFailedError(f"the folder of the version has no {bundle.graph.name}")
+    _require_inside(folder, root)
+    for path in folder.rglob("*"):
+        _require_inside(path, root, folder)
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise LoadFailedError(f"'{path.name}' in the folder of the version is no file")
+    return bundle
+
+
+def _require_inside(path: Path, root: Path, folder: Path | None = None) -> None:
+    """Refuse links that lead out of the repository, or files of a version that do out of it.
+
+    A version folder may itself be reached through a link inside the repository.
+    """
+    border = (folder or root).resolve()
+    if not path.resolve().is_relative_to(border):
+        where = "the folder of the version" if folder else "the model repository"
+        raise LoadFailedError(f"'{path.name}' is a link that leads out of {where}")
+
+
+class DirectorySource:
+    """Keeps a repository as a directory and its control mode want it. For one event loop."""
+
+    def __init__(
+        self, root: Path, mode: ControlMode, repository: Repository, scratch: Path
+    ) -> None:
+        self.mode: Final = mode
+        self._root = root
+        self._repository = repository
+        self._scratch = scratch
+        self._overrides: dict[str, Path] = {}
+        self._loading: dict[str, asyncio.Lock] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def serving(
+        cls,
+        root: Path,
+        mode: ControlMode,
+        load_models: Sequence[str],
+        poll_s: float,
+        repository: Repository,
+    ) -> AsyncIterator[Self]:
+        """Serve for the length of the block what the mode says to begin with.
+
+        Args:
+            root: The directory.
+            mode: `none`: every model, once. `poll`: every model, looked at again every `poll_s`.
+                `explicit`: `load_models`, then what is asked for.
+            load_models: Names of models; `*` for all.
+            poll_s: Seconds between two looks.
+            repository: What to fill.
+
+        Raises:
+            OSError: `root` cannot be read.
+        """
+        with tempfile.TemporaryDirectory(prefix="servery-models-") as scratch:
+            source = cls(root, mode, repository, Path(scratch))
+            polling: asyncio.Task[None] | None = None
+            await source._begin(load_models)
+            if mode == "poll":
+                polling = asyncio.create_task(source._poll(poll_s))
+            try:
+                yield source
+            finally:
+                if polling:
+                    polling.cancel()
+                    await asyncio.gather(polling, return_exceptions=True)
+
+    async def names(self) -> list[str]:
+        """Return the names of all models of the directory, loaded or not."""
+        try:
+            return await asyncio.to_thread(names, self._root)
+        except OSError as error:
+            log.error("the model repository cannot be read: %s", error.strerror)
+            return []
+
+    async def load(self, model: str, overrides: Overrides | None = None) -> str:
+        """Load a model, or reload it if its files or its config changed; wait for the end.
+
+        Returns:
+            Why it, or a version of it, is not served as wanted; empty if all is well.
+        """
+        async with self._loading.setdefault(model, asyncio.Lock()):
+            root, found = await asyncio.to_thread(self._look, model, overrides or Overrides())
+            if found is None:
+                return f"failed to load '{model}', failed to poll from model repository"
+            revisions = found.revisions()
+            if not revisions:
+                return f"failed to load '{model}', no version is available"
+            self._want(model, root, found)
+            for number in self._repository.problems(model):
+                self._repository.retry(model, number)
+            await self._repository.settled(model)
+            problems = self._repository.problems(model)
+            if not problems:
+                return ""
+            told = " ".join(f"version {n}: {problem};" for n, problem in problems.items())
+            return f"load failed for model '{model}': {told}"
+
+    def unload(self, model: str, *, dependents: bool = False) -> None:
+        """Begin to unload a model; with `dependents`, also what an ensemble is made of."""
+        steps: set[str] = set()
+        for servable in self._repository.servables():
+            if dependents and servable.model == model:
+                steps |= {step.model_name for step in servable.config.ensemble_scheduling.step}
+        self._repository.drop(model)
+        for step in steps:
+            self.unload(step, dependents=True)
+
+    async def _begin(self, load_models: Sequence[str]) -> None:
+        known = await asyncio.to_thread(names, self._root)
+        if self.mode == "explicit" and ALL_MODELS not in load_models:
+            for model in load_models:
+                if model not in known:
+                    log.error("load_model: the repository has no model %r", model)
+            known = [model for model in known if model in load_models]
+        for model in known:
+            await self._refresh(model)
+
+    async def _refresh(self, model: str) -> None:
+        found = await asyncio.to_thread(find, self._root, model)
+        if found is None:
+            self._repository.drop(model)
+        else:
+            self._want(model, self._root, found)
+
+    async def _poll(self, poll_s: float) -> None:
+        while True:
+            await asyncio.sleep(poll_s)
+            try:
+                known = await asyncio.to_thread(names, self._root)
+                for model in {*known, *self._repository.models()}:
+                    await self._refresh(model)
+            except OSError as error:
+                log.error("the model repository cannot be polled: %s", error.strerror)
+
+    def _want(self, model: str, root: Path, found: FoundModel) -> None:
+        revisions = found.revisions()
+        if not revisions:
+            log.warning("model %s has no version to serve", model)
+        # The newest has rank 0: whatever holds a rank keeps it until its successor is ready.
+        targets = {f"rank {rank}": n for rank, n in enumerate(sorted(revisions, reverse=True))}
+        fetch = partial(_bundle, root, found)
+        self._repository.want(model, targets, fetch, revisions=revisions, implicit_latest=True)
+
+    def _look(self, model: str, overrides: Overrides) -> tuple[Path, FoundModel | None]:
+        root = self._root
+        if not _NAME.fullmatch(model):
+            return root, None
+        if overrides.files:
+            root = Path(tempfile.mkdtemp(dir=self._scratch))
+            _lay_out(root / model, overrides.files)
+        if before := self._overrides.pop(model, None):
+            shutil.rmtree(before, ignore_errors=True)  # What is loaded holds its files open.
+        if overrides.files:
+            self._overrides[model] = root
+        found = find(root, model)
+        if found is not None and overrides.config is not None:
+            found = FoundModel(found.folder, found.versions, overrides.config)
+        return root, found
+
+
+async def _bundle(root: Path, found: FoundModel, number: int) -> Bundle:
+    return await asyncio.to_thread(graph_of, root, found, number)
+
+
+def _lay_out(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for path, data in files.items():
+        version, _, name = path.partition("/")
+        target = folder / version
+        if name:
+            target.mkdir(exist_ok=True)
+            target /= name
+        target.write_bytes(data)
+
+
+def is_safe_path(path: str) -> bool:
+    """Tell whether `path` is `<version>/<file>` or `<file>`, as a load request may bring it."""
+    version, slash, name = path.partition("/")
+    if not slash:
+        return _FILE.fullmatch(path) is not None and not _is_version(path)
+    return _is_version(version) and _FILE.fullmatch(name) is not None

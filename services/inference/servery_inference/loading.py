@@ -57,6 +57,11 @@ class Bundle:
     config: GivenConfig = field(default_factory=GivenConfig.none)
     """What was written about the model."""
 
+    @property
+    def graph(self) -> Path:
+        """The file with the graph."""
+        return self.folder / (self.config.message.default_model_filename or GRAPH)
+
 
 class Loader:
     """Makes servables out of bundles, one after the other."""
@@ -100,6 +105,9 @@ class Loader:
         config = resolve(model, bundle.config, engine.signature, self._settings.auto_max_batch_size)
         return Servable(model, version, engine, config, inline_elements, self._watchdog, self._runs)
 
+    def release(self, servable: Servable) -> None:
+        """Take back what a servable held that answers nobody any more."""
+
 
 def _lower_priority() -> None:
     with contextlib.suppress(OSError):  # On Linux, threads have priorities of their own.
@@ -107,7 +115,7 @@ def _lower_priority() -> None:
 
 
 def _prepare(bundle: Bundle, settings: EngineSettings) -> tuple[Engine, int]:
-    engine = open_engine(bundle.folder / GRAPH, settings)
+    engine = open_engine(bundle.graph, settings)
     rows = bundle.folder / golden.FILE
     if rows.exists():
         proof = Golden.read(rows)

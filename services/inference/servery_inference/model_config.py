@@ -39,6 +39,14 @@ class GivenConfig:
     names_max_batch_size: bool
     """Whether `max_batch_size` was written, if only as 0: then it is not guessed."""
 
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the model is a graph of other models, without one of its own."""
+        return (
+            self.message.platform == ENSEMBLE
+            or self.message.WhichOneof("scheduling_choice") == "ensemble_scheduling"
+        )
+
     @classmethod
     def from_text(cls, text: bytes) -> Self:
         """Read the protobuf text format of `config.pbtxt`.

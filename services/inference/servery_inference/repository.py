@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -57,9 +57,11 @@ class IndexEntry:
 @dataclass(slots=True)
 class _Version:
     state: State
+    revision: Hashable = None
     reason: str = ""
     servable: Servable | None = None
     task: asyncio.Task[None] | None = None
+    """What loads, replaces or drains it."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class _Model:
     fetch: Fetch
     targets: Mapping[str, int] = field(default_factory=dict)
     serving: Mapping[str, int] = field(default_factory=dict)
+    revisions: Mapping[int, Hashable] = field(default_factory=dict)
+    implicit_latest: bool = False
     versions: dict[int, _Version] = field(default_factory=dict)
 
 
@@ -108,16 +112,24 @@ class Repository:
         targets: Mapping[str, int],
         fetch: Fetch,
         serving: Mapping[str, int] | None = None,
+        *,
+        revisions: Mapping[int, Hashable] | None = None,
+        implicit_latest: bool = False,
     ) -> None:
         """Say what to serve of `model` from now on, and begin to make it so.
 
-        A version that failed is tried again when an alias newly points at it.
+        A version that failed is tried again when an alias newly points at it, or with another
+        revision. One that serves is replaced when its revision is another: the old one answers
+        until the new one is ready, and goes on to answer if that never happens.
 
         Args:
             model: Name on the wire.
             targets: Version that each alias shall mean; empty to serve nothing.
             fetch: Brings its files.
             serving: What each alias meant when this process ran before, to fall back on.
+            revisions: Tells the contents of a version from what they were before.
+            implicit_latest: A request without a version means the newest one that is ready, not
+                the alias `production`.
         """
         line = self._models.setdefault(model, _Model(model, fetch, serving=serving or {}))
         for alias, target in targets.items():
@@ -125,25 +137,71 @@ class Repository:
             if version and version.state is State.FAILED and line.targets.get(alias) != target:
                 del line.versions[target]
         line.fetch, line.targets = fetch, dict(targets)
+        line.revisions, line.implicit_latest = dict(revisions or {}), implicit_latest
+        self._renew(line)
         self._advance(line)
 
+    def _renew(self, model: _Model) -> None:
+        for number, version in list(model.versions.items()):
+            revision = model.revisions.get(number, version.revision)
+            if revision == version.revision:
+                continue
+            if version.state is State.FAILED:
+                del model.versions[number]
+            elif version.state is State.LOADING:
+                if version.task:
+                    version.task.cancel()
+                del model.versions[number]
+            elif version.state is State.READY:
+                if version.task:
+                    version.task.cancel()
+                version.revision = revision
+                version.task = self._start(self._replace(model, number, version))
+
+    def drop(self, model: str) -> None:
+        """Serve nothing of `model` from now on, if it was ever wanted."""
+        line = self._models.get(model)
+        if line is not None:
+            line.targets = {}
+            self._advance(line)
+
+    def models(self) -> list[str]:
+        """Return the names of all models of which some version was wanted."""
+        return list(self._models)
+
     def retry(self, model: str, number: int) -> None:
-        """Try a version again that failed, if it is still wanted."""
+        """Try a version again that failed to load or to be replaced, if it is still wanted."""
         line = self._models[model]
         version = line.versions.get(number)
         if version and version.state is State.FAILED:
             del line.versions[number]
             self._advance(line)
+        elif version and version.state is State.READY and version.reason:
+            version.task = self._start(self._replace(line, number, version))
 
-    async def settled(self) -> None:
-        """Return when nothing is being loaded."""
+    async def settled(self, model: str | None = None) -> None:
+        """Return when nothing is being loaded: of `model`, or at all."""
         while loading := [
             version.task
-            for model in self._models.values()
-            for version in model.versions.values()
-            if version.state is State.LOADING and version.task
+            for name, line in self._models.items()
+            if model in (None, name)
+            for number, version in line.versions.items()
+            if version.task
+            and not version.task.done()
+            and (version.state is not State.UNLOADING or number in line.targets.values())
         ]:
             await asyncio.wait(loading)
+
+    def problems(self, model: str) -> dict[int, str]:
+        """Return why versions of `model` that are wanted are not served as they are wanted."""
+        line = self._models.get(model)
+        if line is None:
+            return {}
+        return {
+            number: line.versions[number].reason
+            for number in sorted(set(line.targets.values()))
+            if number in line.versions and line.versions[number].reason
+        }
 
     @contextmanager
     def lease(self, model: str, version: str) -> Iterator[Servable]:
@@ -164,7 +222,7 @@ class Repository:
         if line is None:
             raise ModelNotServedError(model, version, "is not found")
         if number is None:
-            found = line.versions.get(line.serving.get(PRODUCTION, 0))
+            found = line.versions.get(self._meant(line))
             if found is None or found.servable is None or found.state is not State.READY:
                 raise ModelNotServedError(model, version, "has no available versions")
             return found.servable
@@ -172,6 +230,13 @@ class Repository:
         if found is None or found.servable is None or found.state is not State.READY:
             raise ModelNotServedError(model, version, f"version {number} is not found")
         return found.servable
+
+    def _meant(self, line: _Model) -> int:
+        """The version that a request without one means; 0 if there is none."""
+        if line.implicit_latest:
+            ready = [n for n, version in line.versions.items() if version.state is State.READY]
+            return max(ready, default=0)
+        return line.serving.get(PRODUCTION, 0)
 
     def ready_versions(self, model: str) -> list[int]:
         """Return the numbers of the versions of `model` that answer, rising."""
@@ -212,11 +277,13 @@ class Repository:
             {number: version.state for number, version in model.versions.items()},
         )
         for alias, number in step.serving.items():
-            if model.serving.get(alias) != number and number in model.versions:
+            moved = model.serving.get(alias) != number and number in model.versions
+            if moved and not model.implicit_latest:
                 log.info("model %s: %s is now version %s", model.name, alias, number)
         model.serving = step.serving
         for number in step.load:
-            version = model.versions[number] = _Version(State.LOADING)
+            version = _Version(State.LOADING, model.revisions.get(number))
+            model.versions[number] = version
             version.task = self._start(self._load(model, number, version))
         for number in step.unload:
             self._unload(model, number)
@@ -231,21 +298,46 @@ class Repository:
 
     async def _load(self, model: _Model, number: int, version: _Version) -> None:
         try:
-            bundle = await model.fetch(number)
-            version.servable = await self._loader.load(model.name, number, bundle)
+            version.servable = await self._made(model, number)
             version.state = State.READY
             log.info("model %s version %s is ready", model.name, number)
         except LoadFailedError as error:
             version.state, version.reason = State.FAILED, str(error)
             log.error("model %s version %s is not served: %s", model.name, number, error)
-        except Exception:
-            version.state, version.reason = State.FAILED, "internal error; see the server's log"
-            log.exception("model %s version %s cannot be loaded", model.name, number)
         self._advance(model)
+
+    async def _replace(self, model: _Model, number: int, version: _Version) -> None:
+        try:
+            made = await self._made(model, number)
+        except LoadFailedError as error:
+            version.reason = f"not reloaded: {error}"
+            log.error("model %s version %s is not reloaded: %s", model.name, number, error)
+        else:
+            if version.servable:
+                self._start(self._retire(version.servable))
+            version.servable, version.reason = made, ""
+            log.info("model %s version %s is reloaded", model.name, number)
+        self._advance(model)
+
+    async def _made(self, model: _Model, number: int) -> Servable:
+        try:
+            bundle = await model.fetch(number)
+            return await self._loader.load(model.name, number, bundle)
+        except LoadFailedError:
+            raise
+        except Exception:
+            log.exception("model %s version %s cannot be loaded", model.name, number)
+            raise LoadFailedError("internal error; see the server's log") from None
+
+    async def _retire(self, servable: Servable) -> None:
+        await servable.drained()
+        self._loader.release(servable)
 
     def _unload(self, model: _Model, number: int) -> None:
         version = model.versions[number]
         if version.servable:
+            if version.task:
+                version.task.cancel()
             version.state = State.UNLOADING
             version.task = self._start(self._drain(model, number, version, version.servable))
             return
@@ -256,7 +348,7 @@ class Repository:
     async def _drain(
         self, model: _Model, number: int, version: _Version, servable: Servable
     ) -> None:
-        await servable.drained()
+        await self._retire(servable)
         version.servable = None
         version.state, version.reason = State.UNLOADED, "unloaded"
         log.info("model %s version %s is unloaded", model.name, number)

@@ -9,13 +9,12 @@ from typing import Final
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference.access import VISIBLE, Context, asks, authorize, caller, may
 from servery_inference.endpoint import InferEndpoint
-from servery_inference.repository import IndexEntry, ModelNotServedError, Repository
+from servery_inference.repository import ModelNotServedError, Repository
 from servery_inference.request import Timing
 from servery_inference.rpcs import Handlers
 from servery_inference.signature import Tensor
 from servery_inference.statistics_wire import statistics_of, to_proto
 from servery_inference.stream import answer_stream
-from servery_rpc.errors import UnsupportedError
 
 TIMING_HEADER: Final = "servery-timing"
 """`1` in the metadata of a call asks for the same key in the trailing metadata: microseconds."""
@@ -55,7 +54,6 @@ class InferenceServicer:
             "ModelInfer": self.ModelInfer,
             "ModelStreamInfer": self.ModelStreamInfer,
             "ModelStatistics": self.ModelStatistics,
-            "RepositoryIndex": self.RepositoryIndex,
         }
 
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
@@ -139,21 +137,6 @@ class InferenceServicer:
         ]
         return pb.ModelStatisticsResponse(model_stats=[to_proto(servable) for servable in found])
 
-    async def RepositoryIndex(
-        self, request: pb.RepositoryIndexRequest, context: Context
-    ) -> pb.RepositoryIndexResponse:
-        """See grpc_service.proto."""
-        if request.repository_name:
-            raise UnsupportedError("RepositoryIndex with a repository_name")
-        who = caller(context)
-        return pb.RepositoryIndexResponse(
-            models=[
-                _entry_to_proto(entry)
-                for entry in self._repository.index()
-                if may(who, VISIBLE, entry.model) and (entry.state == "READY" or not request.ready)
-            ]
-        )
-
 
 def _timing(timing: Timing) -> str:
     """Render as `Server-Timing` in HTTP does, in microseconds."""
@@ -169,11 +152,4 @@ def _timing(timing: Timing) -> str:
 def _tensor_to_proto(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(
         name=tensor.name, datatype=tensor.datatype.wire, shape=tensor.shape
-    )
-
-
-def _entry_to_proto(entry: IndexEntry) -> pb.RepositoryIndexResponse.ModelIndex:
-    version = "" if entry.version is None else str(entry.version)
-    return pb.RepositoryIndexResponse.ModelIndex(
-        name=entry.model, version=version, state=entry.state, reason=entry.reason
     )

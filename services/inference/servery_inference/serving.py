@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 
 from servery.inference.pool import pool
 from servery_inference.cache import BundleCache
-from servery_inference.directory import serve_directory
+from servery_inference.control_servicer import RepositoryControl
+from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.engine import require_provider
 from servery_inference.loading import Loader
@@ -51,8 +52,12 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         loader = stack.enter_context(Loader.open(settings.engine))
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))
+        informed, directory = await _source(settings, repository, loader, stack)
         endpoint = InferEndpoint(repository)
-        handlers = InferenceServicer(repository, endpoint, ready.is_set).handlers()
+        handlers = {
+            **InferenceServicer(repository, endpoint, ready.is_set).handlers(),
+            **RepositoryControl(repository, directory).handlers(),
+        }
         server = await stack.enter_async_context(
             serving(
                 settings,
@@ -60,7 +65,6 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 pools=(pool(),),
             )
         )
-        informed = await _source(settings, repository, loader, stack)
         announcing = asyncio.create_task(_announce(server, repository, informed, ready))
         try:
             yield RunningInference(server.address, ready)
@@ -71,19 +75,32 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
 
 async def _source(
     settings: InferenceSettings, repository: Repository, loader: Loader, stack: AsyncExitStack
-) -> asyncio.Event:
-    """Begin to fill the repository; return what is set once it is known what to serve."""
+) -> tuple[asyncio.Event, DirectorySource | None]:
+    """Begin to fill the repository.
+
+    Returns:
+        What is set once it is known what to serve, and the directory, if that is where it is from.
+    """
     if settings.registry and settings.cache_dir:
         cache = await asyncio.to_thread(BundleCache, settings.cache_dir)
         source = await stack.enter_async_context(
             RegistrySource.following(settings.registry, cache, repository, loader)
         )
-        return source.informed
+        return source.informed, None
     informed = asyncio.Event()
-    if settings.model_repository:
-        serve_directory(settings.model_repository, repository)
     informed.set()
-    return informed
+    if not settings.model_repository:
+        return informed, None
+    directory = await stack.enter_async_context(
+        DirectorySource.serving(
+            settings.model_repository,
+            settings.control_mode,
+            settings.load_model,
+            settings.repository_poll_secs,
+            repository,
+        )
+    )
+    return informed, directory
 
 
 async def _announce(

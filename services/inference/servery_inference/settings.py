@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from servery_inference.cores import usable_cores
+from servery_inference.directory import CONTROL_MODES, ControlMode
 from servery_inference.engine import PROVIDERS, EngineSettings
 from servery_rpc.settings import ServerSettings, option
 
@@ -18,6 +19,15 @@ class InferenceSettings(ServerSettings):
     model_repository: Path | None = option(
         "directory to serve, as <model>/<version>/model.onnx; this or --registry", None
     )
+    model_control_mode: str = option(
+        "none: serve every model, once; poll: look at the directory again and again; explicit:"
+        " serve --load-model and what RepositoryModelLoad asks for",
+        "none",
+    )
+    load_model: tuple[str, ...] = option(
+        "names of the models to begin with in mode explicit; * for all", ()
+    )
+    repository_poll_secs: float = option("seconds between two looks in mode poll", 15.0)
     registry: str | None = option(
         "host:port or unix:/path of the registry to serve; this or --model-repository", None
     )
@@ -53,6 +63,19 @@ class InferenceSettings(ServerSettings):
             raise ValueError("registry needs cache_dir, where the files of its models are kept")
         if self.model_repository is not None and not self.model_repository.is_dir():
             raise ValueError(f"model_repository {str(self.model_repository)!r} is no directory")
+        if self.model_control_mode not in CONTROL_MODES:
+            raise ValueError(
+                "model_control_mode must be none, poll or explicit, not"
+                f" {self.model_control_mode!r}"
+            )
+        if self.model_control_mode != "none" and self.registry is not None:
+            raise ValueError("model_control_mode is for model_repository; the registry decides")
+        if self.load_model and self.model_control_mode != "explicit":
+            raise ValueError("load_model needs model_control_mode explicit")
+        if not self.repository_poll_secs > 0:
+            raise ValueError(
+                f"repository_poll_secs must be above 0, not {self.repository_poll_secs}"
+            )
         if self.execution_provider not in PROVIDERS:
             raise ValueError(
                 f"execution_provider must be cpu or cuda, not {self.execution_provider!r}"
@@ -67,6 +90,11 @@ class InferenceSettings(ServerSettings):
             raise ValueError(
                 f"auto_max_batch_size must be 0 to {_INT32_MAX}, not {self.auto_max_batch_size}"
             )
+
+    @property
+    def control_mode(self) -> ControlMode:
+        """Who decides what of the directory is served."""
+        return cast("ControlMode", self.model_control_mode)
 
     @property
     def engine(self) -> EngineSettings:
