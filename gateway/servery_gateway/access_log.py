@@ -10,7 +10,7 @@ from typing import Any, Final
 import grpc
 
 from servery_gateway import xds_pool
-from servery_gateway.filters import AUTHORIZATION_METADATA, TOKEN_METADATA
+from servery_gateway.extensions import AUTHORIZATION_METADATA, TOKEN_METADATA
 from servery_gateway.usage import Bill, Call, Sums
 from servery_rpc.server import Service
 

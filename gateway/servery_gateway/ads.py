@@ -14,29 +14,16 @@ from typing import Any, Final
 
 import grpc
 
-from servery.errors.v1 import error_reason_pb2 as reasons
 from servery_gateway import xds_pool
 from servery_gateway.conversation import Conversation
-from servery_gateway.snapshot import Snapshot
-from servery_rpc.errors import DependencyUnavailableError, ServeryError
+from servery_gateway.snapshot import ConfigurationRejectedError, Snapshot
+from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.server import Service
 
 log = logging.getLogger(__name__)
 
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _REQUEST: Final = "envoy.service.discovery.v3.DiscoveryRequest"
-
-
-class ConfigurationRejectedError(ServeryError):
-    """Envoy refused a configuration; the one before is in force again."""
-
-    reason = reasons.ERROR_REASON_CONFIGURATION_REJECTED
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"the data plane refused the configuration, so nothing changed: {problem}",
-            problem=problem,
-        )
 
 
 class AdsServer:

@@ -1,31 +1,39 @@
 """The control plane of the gateway, from its settings to a server that answers."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Engine
 
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from servery.gateway.v1 import usage_pb2_grpc
+from servery.gateway.v1 import quota_pb2_grpc, usage_pb2_grpc
 from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_sqlite
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
+from servery_gateway.limits import Rates
 from servery_gateway.meter import Meter, metering
 from servery_gateway.methods import GATEWAY, INFERENCE, REGISTRY, TRAINER
+from servery_gateway.quota_servicer import QuotaServicer
+from servery_gateway.quota_store import QuotaStore
+from servery_gateway.quotas import Quotas
 from servery_gateway.secret_files import load_or_create, make_private_directory
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
 from servery_gateway.settings import GatewaySettings
 from servery_gateway.store import Store
 from servery_gateway.tokens import SigningKey, generate_pem
 from servery_gateway.translation import Certificate, GatewayState
+from servery_gateway.usage import day_of
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
 from servery_rpc.server import RunningServer, Service, serving
@@ -46,12 +54,22 @@ async def control_plane(
     engine, pepper, signing_key = await asyncio.to_thread(_open_data, settings)
     store = Store(engine)
 
-    def denied_keys() -> frozenset[str]:
-        return frozenset(str(name) for name in store.keys_revoked_since(now() - DENIED_FOR))
-
     usage = UsageStore(engine)
+    quota_store = QuotaStore(engine)
+    fixed = _state(settings, signing_key)
+
+    def state() -> GatewayState:
+        revoked = store.keys_revoked_since(now() - DENIED_FOR)
+        return replace(
+            fixed,
+            denied_keys=frozenset(str(name) for name in revoked),
+            spent=quota_store.spent(day_of(now())),
+            rates=replace(fixed.rates, owners=quota_store.rates()),
+        )
+
     ads = AdsServer()
-    data_plane = DataPlane(ads, _state(settings, signing_key), denied_keys)
+    data_plane = DataPlane(ads, state)
+    quotas = Quotas(store, quota_store, data_plane.refresh, now)
     keyring = Keyring(
         store=store, pepper=pepper, signing_key=signing_key, deny=data_plane.refresh, now=now
     )
@@ -67,12 +85,17 @@ async def control_plane(
                 UsageServicer(store, usage), s
             ),
         ),
+        Service(
+            "servery.gateway.v1.QuotaService",
+            lambda s: quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(quotas), s),
+        ),
         ads.service,
         access_log.service,
     )
     try:
         async with (
             metering(meter),
+            background(quotas.follow()),
             serving(settings, *services, pools=[xds_pool.pool()]) as running,
         ):
             log.info("control plane on %s", running.address)
@@ -83,6 +106,18 @@ async def control_plane(
                 access_log.close()
     finally:
         engine.dispose()
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do `work` inside the block; cancel it when it is left."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def _open_data(settings: GatewaySettings) -> tuple[Engine, bytes, SigningKey]:
@@ -124,6 +159,12 @@ def _state(settings: GatewaySettings, signing_key: SigningKey) -> GatewayState:
         },
         jwks=(signing_key.jwk,),
         denied_keys=frozenset(),
+        spent=frozenset(),
+        rates=Rates(
+            exchanges_per_minute=settings.key_exchanges_per_minute,
+            tenant_per_second=settings.tenant_requests_per_second,
+            owners={},
+        ),
     )
 
 

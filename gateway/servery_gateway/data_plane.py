@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 from servery_gateway.ads import AdsServer
 from servery_gateway.translation import GatewayState, translate
@@ -13,16 +12,12 @@ class DataPlane:
 
     Args:
         ads: Speaks with the Envoys.
-        state: What does not change while the process runs.
-        denied_keys: Returns the resource names of the keys whose tokens are refused; may block.
+        state: Returns what the gateway knows; may block.
     """
 
-    def __init__(
-        self, ads: AdsServer, state: GatewayState, denied_keys: Callable[[], frozenset[str]]
-    ) -> None:
+    def __init__(self, ads: AdsServer, state: Callable[[], GatewayState]) -> None:
         self._ads = ads
         self._state = state
-        self._denied_keys = denied_keys
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -33,6 +28,4 @@ class DataPlane:
             DependencyUnavailableError: An Envoy did not answer in time.
         """
         async with self._refreshing:
-            denied = await asyncio.to_thread(self._denied_keys)
-            snapshot = await asyncio.to_thread(translate, replace(self._state, denied_keys=denied))
-            await self._ads.publish(snapshot)
+            await self._ads.publish(await asyncio.to_thread(lambda: translate(self._state())))

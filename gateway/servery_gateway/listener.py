@@ -1,22 +1,14 @@
 """The public listener of Envoy: how it speaks, what it limits, and how it words refusals."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from servery_gateway.address import HostAddress
-from servery_gateway.filters import (
-    ADS,
-    CONTROL_PLANE,
-    EXTENSIONS,
-    REVOKED_POLICY,
-    http_filters,
-    typed,
-)
-from servery_gateway.keys import ApiKeyInvalidError
+from servery_gateway.extensions import ADS, CONTROL_PLANE, EXTENSIONS, typed
+from servery_gateway.filters import http_filters
 from servery_gateway.methods import Method
+from servery_gateway.refusals import refusals
 from servery_gateway.snapshot import Resource
-from servery_rpc.errors import to_status
 
 LISTENER_NAME: Final = "public"
 ROUTES_NAME: Final = "public"
@@ -94,7 +86,7 @@ def _connection_manager(
         ],
         "http_filters": http_filters(methods, jwks),
         "access_log": [_usage_log()],
-        "local_reply_config": {"mappers": [_bad_token(), _revoked_key()]},
+        "local_reply_config": {"mappers": refusals()},
         "http2_protocol_options": {
             "max_concurrent_streams": 100,
             "initial_stream_window_size": _WINDOW_BYTES,
@@ -132,45 +124,3 @@ def _usage_log() -> Mapping[str, Any]:
             "additional_response_trailers_to_log": status,
         },
     )
-
-
-def _bad_token() -> Mapping[str, Any]:
-    """How a missing or unacceptable token is answered; Envoy alone says 403 for some of them."""
-    return {
-        "filter": _denial("response.code_details.startsWith('jwt_authn_access_denied')"),
-        "status_code": 401,
-        "body_format_override": {
-            "text_format_source": {
-                "inline_string": "%LOCAL_REPLY_BODY%; send the metadata `authorization: Bearer"
-                " {token}` with a token from servery.gateway.v1.AuthService/ExchangeApiKey"
-            }
-        },
-    }
-
-
-def _revoked_key() -> Mapping[str, Any]:
-    """How the live token of a revoked key is answered: as the exchange of the key would be."""
-    status = to_status(ApiKeyInvalidError())
-    details = base64.b64encode(status.SerializeToString(deterministic=True)).decode()
-    return {
-        "filter": _denial(
-            f"response.code_details == 'rbac_access_denied_matched_policy[{REVOKED_POLICY}]'"
-        ),
-        "status_code": 401,
-        "body_format_override": {"text_format_source": {"inline_string": status.message}},
-        "headers_to_add": [
-            {
-                "header": {"key": "grpc-status-details-bin", "value": details},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ],
-    }
-
-
-def _denial(expression: str) -> Mapping[str, Any]:
-    """Select the answers of Envoy itself for which a CEL expression holds."""
-    config = {
-        "@type": f"{EXTENSIONS}.access_loggers.filters.cel.v3.ExpressionFilter",
-        "expression": expression,
-    }
-    return {"extension_filter": typed("envoy.access_loggers.extension_filters.cel", config)}

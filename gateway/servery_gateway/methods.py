@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from servery.gateway.v1 import gateway_pb2, usage_pb2
+from servery.gateway.v1 import gateway_pb2, quota_pb2, usage_pb2
 from servery.inference.v1 import grpc_service_pb2
 from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import dataset_pb2, training_pb2
@@ -134,6 +134,10 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
             "ListApiKeys": _holding("admin"),
             "RevokeApiKey": _holding("admin"),
         },
+        "servery.gateway.v1.QuotaService": {
+            "SetQuota": _holding("admin"),
+            "GetQuota": _holding("admin"),
+        },
         "servery.gateway.v1.UsageService": {
             "QueryUsage": _holding("admin"),
             "ExportUsage": _holding("admin"),
@@ -148,6 +152,7 @@ _FILES: Final = (
     (TRAINER, dataset_pb2.DESCRIPTOR),
     (TRAINER, training_pb2.DESCRIPTOR),
     (GATEWAY, gateway_pb2.DESCRIPTOR),
+    (GATEWAY, quota_pb2.DESCRIPTOR),
     (GATEWAY, usage_pb2.DESCRIPTOR),
 )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servery_gateway.address import Address, HostAddress, UnixAddress, parse_address
+from servery_gateway.quota import MAX_PER_SECOND
 from servery_rpc.settings import ServerSettings, is_private, option
 
 
@@ -22,6 +23,12 @@ class GatewaySettings(ServerSettings):
     registry: str = option("unix:PATH or host:port of the registry")
     trainer: str = option("unix:PATH or host:port of the trainer")
     inference: str = option("unix:PATH or host:port of the inference server")
+    key_exchanges_per_minute: int = option(
+        "how many keys one address may exchange for tokens, by each Envoy", 600
+    )
+    tenant_requests_per_second: int = option(
+        "calls a second of a tenant without a quota of its own, by each Envoy; 0: no limit", 0
+    )
     public_tls_certificate: Path | None = option(
         "PEM file with the certificate chain that Envoy shows to clients", None
     )
@@ -39,6 +46,11 @@ class GatewaySettings(ServerSettings):
                 "tls_certificate is not for the control plane's own socket; the certificate for"
                 " clients is public_tls_certificate"
             )
+        for name, least in (("key_exchanges_per_minute", 1), ("tenant_requests_per_second", 0)):
+            if not least <= getattr(self, name) <= MAX_PER_SECOND:
+                raise ValueError(
+                    f"{name} must be {least} to {MAX_PER_SECOND}, not {getattr(self, name)}"
+                )
         for name in ("registry", "trainer", "inference"):
             self.upstream(name)
         if (self.public_tls_certificate is None) != (self.public_tls_key is None):

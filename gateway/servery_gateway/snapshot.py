@@ -8,7 +8,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
+from servery.errors.v1 import error_reason_pb2 as reasons
 from servery_gateway import xds_pool
+from servery_rpc.errors import ServeryError
 
 Resource = Mapping[str, Any]
 """A message of Envoy's API in protobuf's JSON form."""
@@ -29,6 +31,18 @@ WILDCARD: Final = frozenset({CLUSTER, LISTENER})
 
 class InconsistentSnapshotError(Exception):
     """A resource refers to one that is not there. A bug of the translation."""
+
+
+class ConfigurationRejectedError(ServeryError):
+    """Envoy refused a configuration; the one before is in force again."""
+
+    reason = reasons.ERROR_REASON_CONFIGURATION_REJECTED
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the data plane refused the configuration, so nothing changed: {problem}",
+            problem=problem,
+        )
 
 
 @dataclass(frozen=True)

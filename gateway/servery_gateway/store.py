@@ -87,6 +87,18 @@ class Store:
             row = session.scalars(query).one_or_none()
             return None if row is None else _key(row)
 
+    def key(self, name: ApiKeyName) -> ApiKey:
+        """Return one key.
+
+        Raises:
+            ApiKeyNotFoundError: There is none of this name.
+        """
+        with Session(self._engine) as session:
+            row = session.get(ApiKeyRow, name.key)
+            if row is None or row.tenant != name.tenant:
+                raise ApiKeyNotFoundError(name)
+            return _key(row)
+
     def keys(self, tenant: TenantName, limit: int, after: ApiKeyName | None) -> list[ApiKey]:
         """Return up to `limit` keys of a tenant, the newest first, those behind the key `after`.
 

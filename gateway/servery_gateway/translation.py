@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from servery_gateway.address import Address, HostAddress, UnixAddress
-from servery_gateway.filters import ADS, REVOKED_KEYS_NAME, deny_keys
+from servery_gateway.extensions import ADS
+from servery_gateway.limits import DENIED_NAME, RATES_NAME, Rates, deny, rate_limits
 from servery_gateway.listener import (
     CERTIFICATE_NAME,
     LISTENER_NAME,
@@ -54,6 +55,12 @@ class GatewayState:
     denied_keys: frozenset[str]
     """Resource names of the API keys whose tokens are refused."""
 
+    spent: frozenset[str]
+    """Resource names of the tenants and API keys that have used up their day."""
+
+    rates: Rates
+    """How often may be called."""
+
 
 def translate(state: GatewayState) -> Snapshot:
     """Return the configuration; equal states have equal ones.
@@ -74,7 +81,10 @@ def translate(state: GatewayState) -> Snapshot:
                 if not _needs_dns(address)
             },
             SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
-            EXTENSION: {REVOKED_KEYS_NAME: deny_keys(sorted(state.denied_keys))},
+            EXTENSION: {
+                DENIED_NAME: deny(sorted(state.denied_keys), sorted(state.spent)),
+                RATES_NAME: rate_limits(state.rates),
+            },
             LISTENER: {
                 LISTENER_NAME: public_listener(
                     state.public, table, state.jwks, tls=certificate is not None

@@ -10,6 +10,8 @@ from servery_rpc.errors import FieldInvalidError
 Dimension = Literal["tenant", "api_key", "model", "code"]
 DIMENSIONS: Final[tuple[Dimension, ...]] = get_args(Dimension)
 
+MINUTES_A_DAY: Final = 24 * 60
+
 _MINUTE: Final = timedelta(minutes=1)
 
 
@@ -146,3 +148,8 @@ def parse_query(
 def minute_of(time: datetime) -> int:
     """Return the minute that holds `time`, counted from 1970 in UTC."""
     return int(time.timestamp() // 60)
+
+
+def day_of(time: datetime) -> int:
+    """Return the day that holds `time`, counted from 1970 in UTC."""
+    return minute_of(time) // MINUTES_A_DAY

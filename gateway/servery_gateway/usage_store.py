@@ -9,12 +9,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from servery_gateway.database import NotedCallRow, UsageDayRow, UsageRow
-from servery_gateway.usage import Bill, Call, Dimension, Query, Row, Sums
+from servery_gateway.usage import MINUTES_A_DAY, Bill, Call, Dimension, Query, Row, Sums
 
 _NOTED_MINUTES: Final = 60
 """For how long a call that comes again is known."""
 
-_MINUTES_A_DAY: Final = 24 * 60
 _COLUMNS: Final[Mapping[Dimension, InstrumentedAttribute[Any]]] = {
     "tenant": UsageRow.tenant,
     "api_key": UsageRow.api_key,
@@ -54,7 +53,7 @@ class UsageStore:
                 bills[bill] = bills[bill] + call.sums if bill in bills else call.sums
                 if call.reached_server:
                     for owner in (bill.tenant, bill.api_key):
-                        days[bill.minute // _MINUTES_A_DAY, owner] += call.sums.requests
+                        days[bill.minute // MINUTES_A_DAY, owner] += call.sums.requests
             for bill, sums in bills.items():
                 session.execute(self._sum_up(bill, sums))
             for (day, owner), requests in days.items():
@@ -93,12 +92,6 @@ class UsageStore:
         query = select(UsageRow.model).distinct()
         with Session(self._engine) as session:
             return set(session.scalars(query))
-
-    def requests_of_day(self, day: int) -> dict[str, int]:
-        """Return how many calls reached a server for each tenant and key on a day since 1970."""
-        query = select(UsageDayRow).where(UsageDayRow.day == day)
-        with Session(self._engine) as session:
-            return {row.owner: row.requests for row in session.scalars(query)}
 
     def query(self, query: Query, limit: int) -> list[Row]:
         """Return up to `limit` sums, by time and then by group."""

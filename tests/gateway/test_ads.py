@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from servery_gateway import xds_pool
-from servery_gateway.ads import SERVICE, AdsServer, ConfigurationRejectedError
-from servery_gateway.filters import deny_keys
-from servery_gateway.snapshot import CLUSTER, EXTENSION, Snapshot
+from servery_gateway.ads import SERVICE, AdsServer
+from servery_gateway.limits import deny
+from servery_gateway.snapshot import CLUSTER, EXTENSION, ConfigurationRejectedError, Snapshot
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.server import serving
 from servery_rpc.settings import ServerSettings
@@ -22,7 +22,7 @@ NAMES = ("revoked-keys",)
 
 
 def snapshot(*denied: str) -> Snapshot:
-    return Snapshot({EXTENSION: {"revoked-keys": deny_keys(denied), "other": deny_keys(())}})
+    return Snapshot({EXTENSION: {"revoked-keys": deny(denied, ()), "other": deny((), ())}})
 
 
 class Subscriber:

@@ -17,6 +17,7 @@ import pytest
 
 from servery_gateway.address import HostAddress, UnixAddress
 from servery_gateway.envoy import bootstrap
+from servery_gateway.limits import Rates
 from servery_gateway.snapshot import (
     CLUSTER,
     ENDPOINTS,
@@ -40,6 +41,8 @@ LOCAL = GatewayState(
     },
     jwks=(JWK,),
     denied_keys=frozenset(),
+    spent=frozenset(),
+    rates=Rates(exchanges_per_minute=600, owners={}),
 )
 CLUSTERED = GatewayState(
     public=HostAddress("0.0.0.0", 443),  # noqa: S104 with TLS
@@ -51,6 +54,12 @@ CLUSTERED = GatewayState(
     },
     jwks=(JWK,),
     denied_keys=frozenset({"tenants/acme/apiKeys/2", "tenants/acme/apiKeys/1"}),
+    spent=frozenset({"tenants/dry", "tenants/acme/apiKeys/3"}),
+    rates=Rates(
+        exchanges_per_minute=60,
+        tenant_per_second=100,
+        owners={"tenants/acme": 500, "tenants/acme/apiKeys/1": 5},
+    ),
 )
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.access_log import call_of
 from servery_gateway.control_plane import control_plane
 from servery_gateway.database import open_sqlite
-from servery_gateway.usage import Bill, Call, Sums
+from servery_gateway.usage import Bill, Call, Sums, parse_query
 from servery_gateway.usage_store import UsageStore
 from servery_gateway.xds_pool import message_class
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 OIP = "/inference.GRPCInferenceService"
+START = datetime(1970, 1, 1, tzinfo=UTC)
 INFER = f"{OIP}/ModelInfer"
 WHOLE = (pb.USAGE_DIMENSION_API_KEY, pb.USAGE_DIMENSION_MODEL, pb.USAGE_DIMENSION_CODE)
 
@@ -201,7 +203,10 @@ async def test_a_call_that_is_told_again_counts_once(own_directory: Path) -> Non
     store = UsageStore(open_sqlite(own_directory / "gateway.db"))
     assert [c.id for c in store.add([call(b"1"), call(b"2")], 1)] == [b"1", b"2"]
     assert [c.id for c in store.add([call(b"2"), call(b"3")], 1)] == [b"3"]
-    assert store.requests_of_day(0) == {"tenants/a": 3, "k": 3}
+    asked = parse_query(None, START, START + timedelta(hours=1), None, ("api_key",))
+    (row,) = store.query(asked, 10)
+    assert row.group == {"api_key": "k"}
+    assert row.sums == Sums(requests=3, request_bytes=6, response_bytes=9, duration_us=12)
 
 
 async def test_a_log_entry_without_anything_is_a_cancelled_call_of_nobody() -> None:

@@ -1,0 +1,24 @@
+"""How Envoy's configuration names extensions, and what several parts of it share. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
+HTTP_FILTERS: Final = f"{EXTENSIONS}.filters.http"
+RBAC: Final = f"{HTTP_FILTERS}.rbac.v3.RBAC"
+
+ADS: Final = {"ads": {}, "resource_api_version": "V3"}
+
+CONTROL_PLANE: Final = "ads"
+"""The cluster of the control plane, which Envoy knows from its start."""
+
+TOKEN_METADATA: Final = "envoy.filters.http.jwt_authn"  # noqa: S105 a filter
+"""Where the claims of the verified token are found."""
+
+AUTHORIZATION_METADATA: Final = "servery.authz"
+"""Where the script notes what it decided: `allowed`, and the `model` it is about, if any."""
+
+
+def typed(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an extension with its configuration, whose `@type` says what it is."""
+    return {"name": name, "typed_config": config}

@@ -1,0 +1,149 @@
+"""The filters that refuse calls for their number and their key. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from servery_gateway.extensions import HTTP_FILTERS, RBAC, TOKEN_METADATA, typed
+from servery_gateway.snapshot import Resource
+
+DENIED_NAME: Final = "denied-keys"
+"""The filter that refuses keys; it comes by itself, so that no connection ends for it."""
+
+RATES_NAME: Final = "rate-limits"
+"""The filter that counts calls; it comes by itself, too."""
+
+RATE_LIMIT: Final = f"{HTTP_FILTERS}.local_ratelimit.v3.LocalRateLimit"
+REVOKED_POLICY: Final = "revoked"
+SPENT_POLICY: Final = "spent"
+EXCHANGE_PATH: Final = "/servery.gateway.v1.AuthService/ExchangeApiKey"
+
+_MAX_BUCKETS: Final = 10_000
+_NO_LIMIT: Final = 1_000_000_000
+_IPV6_SITE_BITS: Final = 64
+"""One caller holds that many addresses at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How often may be called, by each Envoy for itself."""
+
+    exchanges_per_minute: int
+    """Of keys for tokens, by one address."""
+
+    tenant_per_second: int = 0
+    """By a tenant that `owners` does not name; 0: as often as it wants."""
+
+    owners: Mapping[str, int]
+    """Calls a second by tenant and key, which are resource names."""
+
+
+def rate_limits(rates: Rates) -> Resource:
+    """Return the filter `RATES_NAME`."""
+    descriptors = [
+        _descriptor(
+            [
+                {"key": "exchange", "value": "exchange"},
+                {"key": "masked_remote_address"},  # Each address has a bucket of its own.
+            ],
+            rates.exchanges_per_minute,
+            "60s",
+        )
+    ]
+    if rates.tenant_per_second:
+        descriptors.append(_descriptor([{"key": "tenant"}], rates.tenant_per_second, "1s"))
+    for owner, per_second in sorted(rates.owners.items()):
+        is_key = "/apiKeys/" in owner
+        entry = {
+            "key": "key" if is_key else "tenant",
+            "value": owner if is_key else owner.removeprefix("tenants/"),
+        }
+        descriptors.append(_descriptor([entry], per_second, "1s"))
+    everyone = {"default_value": {"numerator": 100}}
+    return typed(
+        RATES_NAME,
+        {
+            "@type": RATE_LIMIT,
+            "stat_prefix": "public",
+            "token_bucket": _bucket(_NO_LIMIT, "1s"),
+            "always_consume_default_token_bucket": False,
+            "filter_enabled": everyone,
+            "filter_enforced": everyone,
+            "rate_limited_as_resource_exhausted": True,
+            "max_dynamic_descriptors": _MAX_BUCKETS,
+            "rate_limits": [
+                {"actions": [_claim("tenant", "tenant")]},
+                {"actions": [_claim("key", "sub")]},
+                {
+                    "actions": [
+                        {
+                            "header_value_match": {
+                                "descriptor_key": "exchange",
+                                "descriptor_value": "exchange",
+                                "headers": [
+                                    {"name": ":path", "string_match": {"exact": EXCHANGE_PATH}}
+                                ],
+                            }
+                        },
+                        {
+                            "masked_remote_address": {
+                                "v4_prefix_mask_len": 32,
+                                "v6_prefix_mask_len": _IPV6_SITE_BITS,
+                            }
+                        },
+                    ]
+                },
+            ],
+            "descriptors": descriptors,
+        },
+    )
+
+
+def deny(revoked: Sequence[str], spent: Sequence[str]) -> Resource:
+    """Return the filter `DENIED_NAME`.
+
+    Args:
+        revoked: Resource names of the keys that were revoked.
+        spent: Resource names of the tenants and keys that have used up their day.
+    """
+    policies: dict[str, Any] = {}
+    if revoked:
+        policies[REVOKED_POLICY] = _policy([_token_has("sub", name) for name in revoked])
+    if spent:
+        policies[SPENT_POLICY] = _policy(
+            [
+                _token_has("sub", owner)
+                if "/apiKeys/" in owner
+                else _token_has("tenant", owner.removeprefix("tenants/"))
+                for owner in spent
+            ]
+        )
+    return typed(DENIED_NAME, {"@type": RBAC, "rules": {"action": "DENY", "policies": policies}})
+
+
+def _policy(principals: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return {"permissions": [{"any": True}], "principals": principals}
+
+
+def _token_has(claim: str, value: str) -> Mapping[str, Any]:
+    matcher = {
+        "filter": TOKEN_METADATA,
+        "path": [{"key": "claims"}, {"key": claim}],
+        "value": {"string_match": {"exact": value}},
+    }
+    return {"sourced_metadata": {"metadata_matcher": matcher}}
+
+
+def _claim(key: str, claim: str) -> Mapping[str, Any]:
+    where = {"key": TOKEN_METADATA, "path": [{"key": "claims"}, {"key": claim}]}
+    return {"metadata": {"descriptor_key": key, "metadata_key": where}}
+
+
+def _descriptor(
+    entries: Sequence[Mapping[str, str]], tokens: int, interval: str
+) -> Mapping[str, Any]:
+    return {"entries": entries, "token_bucket": _bucket(tokens, interval)}
+
+
+def _bucket(tokens: int, interval: str) -> Mapping[str, Any]:
+    return {"max_tokens": tokens, "tokens_per_fill": tokens, "fill_interval": interval}
