@@ -99,10 +99,10 @@ class Engine:
             results: list[Array] = self._session.run(outputs, feed, options)
         except _DATA_FAULTS as error:
             raise RunFailedError(_explained(error)) from None
-        except _FAULTS.Fail:
+        except _FAULTS.Fail as error:  # What a kernel reports, of values and of being told to stop.
             if options is not None and options.terminate:
                 raise RunEndedError from None
-            raise
+            raise RunFailedError(_explained(error)) from None
         return results
 
 
