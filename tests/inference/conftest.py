@@ -20,10 +20,10 @@ Serve = Callable[[Path], AbstractAsyncContextManager[grpc.aio.Channel]]
 
 @asynccontextmanager
 async def serve_directory(
-    root: Path, options: Sequence[tuple[str, Any]] = ()
+    root: Path, options: Sequence[tuple[str, Any]] = (), **flags: Any
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve a directory of models; give a channel once it is ready."""
-    settings = InferenceSettings(model_repository=root, drain_s=0)
+    settings = InferenceSettings(model_repository=root, drain_s=0, **flags)
     async with (
         serving_inference(settings) as server,
         grpc.aio.insecure_channel(

@@ -276,11 +276,8 @@ async def test_bytes_that_are_no_request_are_refused(
 
 
 @pytest.mark.parametrize("key", ["shared_memory_region", "classification"])
-async def test_extensions_that_are_not_there_are_unimplemented(
-    channel: grpc.aio.Channel, key: str
-) -> None:
+async def test_parameters_of_tensors_have_their_kinds(channel: grpc.aio.Channel, key: str) -> None:
     request = simple()
-    request.outputs.add(name="sum").parameters[key].string_param = "r"
+    request.outputs.add(name="sum").parameters[key].bool_param = True
     error = await failure(stub(channel).ModelInfer(request))
-    assert error.code is grpc.StatusCode.UNIMPLEMENTED
-    assert error.reason == "ERROR_REASON_UNSUPPORTED"
+    assert (error.code, error.reason) == (INVALID, "ERROR_REASON_INFERENCE_REQUEST_INVALID")

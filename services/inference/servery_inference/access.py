@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from servery_inference.request import shown
+from servery_inference.request import InferRequest, shown
 from servery_rpc.errors import PermissionDeniedError
 from servery_rpc.identity import Caller, Verb, caller_of
 from servery_rpc.names import DEFAULT_TENANT, ModelName
@@ -40,6 +40,19 @@ def authorize(context: Context, verbs: Sequence[Verb], model: str) -> None:
     elsewhere = any(key == MODEL_HEADER and value != model for key, value in metadata)
     if elsewhere or not may(caller(context), verbs, model):
         raise PermissionDeniedError(verbs[0], str(_resource(shown(model))))
+
+
+def authorize_infer(context: Context, request: InferRequest) -> None:
+    """Refuse unless the caller may make an inference request.
+
+    Memory of this machine belongs to whoever runs it: only they may name it.
+
+    Raises:
+        PermissionDeniedError: It may not.
+    """
+    authorize(context, ("infer",), request.model)
+    if request.shares_memory:
+        require_operator(context)
 
 
 def require_operator(context: Context) -> None:

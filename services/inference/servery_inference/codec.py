@@ -16,8 +16,9 @@ from servery_inference.request import (
     Terms,
     shown,
 )
+from servery_inference.tensor_parameters import describe, placement_of, region_of
 from servery_inference.tensors import to_raw
-from servery_rpc.errors import FieldInvalidError, UnsupportedError
+from servery_rpc.errors import FieldInvalidError
 
 _RAW_INPUT: Final = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUT: Final = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
@@ -42,7 +43,6 @@ _TERMS: Final[Mapping[str, str]] = {
 """Field of `Terms` by the parameter that holds it."""
 
 _USER_KINDS: Final = ("bool_param", "int64_param", "string_param", "double_param")
-_SHARED_MEMORY: Final = "shared_memory_"
 
 
 def decode(message: bytes) -> InferRequest:
@@ -52,7 +52,6 @@ def decode(message: bytes) -> InferRequest:
         FieldInvalidError: The bytes are not such a message.
         InferenceRequestInvalidError: It contradicts itself, or a parameter is unknown or of the
             wrong kind.
-        UnsupportedError: It asks for an extension that this server does not have.
     """
     try:
         header, raws = wire.cut_out(message, _RAW_INPUT)
@@ -61,23 +60,41 @@ def decode(message: bytes) -> InferRequest:
         raise FieldInvalidError(
             "request", f"{len(message)} bytes", "be the protobuf message of this method"
         ) from None
+    return parse(request, raws, len(header))
+
+
+def parse(
+    request: pb.ModelInferRequest, raws: Sequence[memoryview], parsed_bytes: int
+) -> InferRequest:
+    """Read a request whose raw tensors were taken out of it.
+
+    Args:
+        request: The message, without `raw_input_contents`.
+        raws: One for each input that is not in shared memory; empty if they are in `contents`.
+        parsed_bytes: Size of the message.
+
+    Raises:
+        InferenceRequestInvalidError: See `decode`.
+    """
     model = request.model_name
     for key, parameter in request.parameters.items():
         _check_parameter(key, parameter, model)
-    inputs = tuple(
-        _input(tensor, position, raws, model) for position, tensor in enumerate(request.inputs)
-    )
-    for output in request.outputs:
-        _check_tensor_parameters(output.parameters)
+    inputs = _inputs(request, raws)
     texts = sum(len(t.raw) for t in inputs if t.raw is not None and t.datatype == "BYTES")
+    placements = {
+        output.name: placement
+        for output in request.outputs
+        if output.parameters and (placement := placement_of(output, model))
+    }
     return InferRequest(
         model,
         request.model_version,
         request.id,
         inputs,
         tuple([output.name for output in request.outputs]),
-        len(header) + texts,
+        parsed_bytes + texts,
         _terms(request.parameters) if request.parameters else NO_TERMS,
+        placements,
     )
 
 
@@ -89,35 +106,43 @@ def encode(request: InferRequest, answer: Answer, parameters: Mapping[str, bool]
     for key, value in parameters.items():
         response.parameters[key].bool_param = value
     for output in answer.outputs:
-        response.outputs.add(name=output.name, datatype=output.datatype, shape=output.value.shape)
-    raws = [to_raw(output.value) for output in answer.outputs]
+        tensor = response.outputs.add(
+            name=output.name, datatype=output.datatype, shape=output.value.shape
+        )
+        if output.region:
+            describe(output.region, tensor.parameters)
+    raws = [b"" if output.region else to_raw(output.value) for output in answer.outputs]
     return wire.append(response.SerializeToString(), _RAW_OUTPUT, raws)
 
 
-def _input(
-    tensor: pb.ModelInferRequest.InferInputTensor,
-    position: int,
-    raws: Sequence[memoryview],
-    model: str,
-) -> Input:
-    _check_tensor_parameters(tensor.parameters)
-    shape = tuple(tensor.shape)
-    if not raws:
-        typed = {field.name: values for field, values in tensor.contents.ListFields()}
-        return Input(tensor.name, tensor.datatype, shape, None, typed)
-    if tensor.HasField("contents"):
-        raise InferenceRequestInvalidError(
-            f"input '{shown(tensor.name)}' for model '{shown(model)}' has contents beside"
-            " raw_input_contents; send all inputs in one of the two",
-            model,
-        )
-    if position >= len(raws):
-        raise InferenceRequestInvalidError(
-            f"unable to find data for input tensor '{shown(tensor.name)}' for model"
-            f" '{shown(model)}' in request.",
-            model,
-        )
-    return Input(tensor.name, tensor.datatype, shape, raws[position], None)
+def _inputs(request: pb.ModelInferRequest, raws: Sequence[memoryview]) -> tuple[Input, ...]:
+    inputs: list[Input] = []
+    model = request.model_name
+    position = 0
+    for tensor in request.inputs:
+        shape = tuple(tensor.shape)
+        region = region_of(tensor, model) if tensor.parameters else None
+        if region:
+            inputs.append(Input(tensor.name, tensor.datatype, shape, None, None, region))
+        elif not raws:
+            typed = {field.name: values for field, values in tensor.contents.ListFields()}
+            inputs.append(Input(tensor.name, tensor.datatype, shape, None, typed))
+        else:
+            if tensor.HasField("contents"):
+                raise InferenceRequestInvalidError(
+                    f"input '{shown(tensor.name)}' for model '{shown(model)}' has contents beside"
+                    " raw_input_contents; send all inputs in one of the two",
+                    model,
+                )
+            if position >= len(raws):
+                raise InferenceRequestInvalidError(
+                    f"unable to find data for input tensor '{shown(tensor.name)}' for model"
+                    f" '{shown(model)}' in request.",
+                    model,
+                )
+            inputs.append(Input(tensor.name, tensor.datatype, shape, raws[position], None))
+            position += 1
+    return tuple(inputs)
 
 
 def _terms(parameters: Mapping[str, pb.InferParameter]) -> Terms:
@@ -147,11 +172,3 @@ def _check_parameter(key: str, parameter: pb.InferParameter, model: str) -> None
         raise InferenceRequestInvalidError(
             f"parameter 'priority' is {parameter.int64_param}; it must be at least 0", model
         )
-
-
-def _check_tensor_parameters(parameters: Mapping[str, Any]) -> None:
-    for key in parameters:
-        if key.startswith(_SHARED_MEMORY):
-            raise UnsupportedError("shared memory")
-        if key == "classification":
-            raise UnsupportedError("the classification extension")

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import numpy as np
 
 from servery_inference import golden
+from servery_inference.classification import read_labels
 from servery_inference.cores import usable_cores
 from servery_inference.engine import (
     Engine,
@@ -101,9 +103,13 @@ class Loader:
         Raises:
             LoadFailedError: It must not answer requests.
         """
+        folder = bundle.folder
         engine, inline_elements = await self.quietly(lambda: _prepare(bundle, self._settings))
         config = resolve(model, bundle.config, engine.signature, self._settings.auto_max_batch_size)
-        return Servable(model, version, engine, config, inline_elements, self._watchdog, self._runs)
+        labels = await self.quietly(partial(read_labels, config, (folder.parent, folder)))
+        return Servable(
+            model, version, engine, config, labels, inline_elements, self._watchdog, self._runs
+        )
 
     def release(self, servable: Servable) -> None:
         """Take back what a servable held that answers nobody any more."""

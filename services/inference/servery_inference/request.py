@@ -5,7 +5,7 @@ cut in them: a status travels in HTTP/2 trailers, which have little room.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -30,8 +30,32 @@ class InferenceRequestInvalidError(ServeryError):
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Part of a registered region of shared memory."""
+
+    name: str
+    """Of the region."""
+
+    offset: int
+    """Where the part begins in the region, in bytes."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """As what an output is wanted, and where."""
+
+    region: Region | None
+    """Where to write it; None: in the answer."""
+
+    num_classes: int
+    """How many of the top classes are wanted instead of the values; 0 for the values."""
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
-    """One input as it arrived. Exactly one of `raw` and `typed` holds its data."""
+    """One input as it arrived. Exactly one of `raw`, `typed` and `region` holds its data."""
 
     name: str
     datatype: str
@@ -42,6 +66,9 @@ class Input:
 
     typed: Mapping[str, Sequence[Any]] | None
     """The lists of `InferTensorContents` that are not empty, by field."""
+
+    region: Region | None = None
+    """Where to read `raw`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +108,16 @@ class InferRequest:
 
     terms: Terms = NO_TERMS
 
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """By name of output; those that are wanted as they are, in the answer, are absent."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether an input or output is in shared memory."""
+        return any(tensor.region for tensor in self.inputs) or any(
+            placement.region for placement in self.placements.values()
+        )
+
     def num_elements(self) -> int:
         """Count the elements of all inputs, as their shapes claim."""
         total = 0
@@ -101,6 +138,9 @@ class Output:
 
     value: Array
     """Elements of the datatype; `str` objects for BYTES."""
+
+    region: Region | None = None
+    """Where it was written instead of into the answer."""
 
 
 @dataclass(frozen=True, slots=True)

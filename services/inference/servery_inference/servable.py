@@ -12,6 +12,7 @@ from typing import Final
 import onnxruntime as ort
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
+from servery_inference.classification import Labels
 from servery_inference.engine import Engine, RunEndedError, RunFailedError
 from servery_inference.model_config import offered
 from servery_inference.request import (
@@ -52,6 +53,7 @@ class Servable:
         version: From 1 up.
         engine: Its graph, warm.
         config: What it is told to be, complete; see `model_config.resolve`.
+        labels: Names of classes, by output.
         inline_elements: Requests with at most so many input elements run in less than a hand-over
             to another thread is worth.
         watchdog: Ends those that take long nevertheless.
@@ -64,6 +66,7 @@ class Servable:
         version: int,
         engine: Engine,
         config: ModelConfig,
+        labels: Labels,
         inline_elements: int,
         watchdog: Watchdog,
         executor: Executor,
@@ -73,6 +76,7 @@ class Servable:
         self.config = config
         self.signature = offered(config)
         self.statistics = ModelStatistics()
+        self.labels = labels
         self._engine = engine
         self._inline_elements = inline_elements
         self._watchdog = watchdog

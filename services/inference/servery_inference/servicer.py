@@ -1,13 +1,13 @@
 """The RPCs of `inference.GRPCInferenceService`: parse, call, render."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from importlib.metadata import version as release_of
 from typing import Final
 
 from servery.inference.v1 import grpc_service_pb2 as pb
-from servery_inference.access import VISIBLE, Context, asks, authorize, caller, may
+from servery_inference.access import VISIBLE, Context, asks, authorize, authorize_infer, caller, may
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.repository import ModelNotServedError, Repository
 from servery_inference.request import Timing
@@ -23,8 +23,19 @@ FAILURE_HEADER: Final = "triton_grpc_error"
 """`true` in the metadata of a stream: a failure is its status, and ends it."""
 
 PLATFORM: Final = "onnxruntime_onnx"
-EXTENSIONS: Final = ("binary_tensor_data", "parameters", "statistics")
-"""Extensions of the protocol that are really there."""
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "trace",
+)
+"""Extensions of the protocol that are there, whatever the settings."""
 
 
 class InferenceServicer:
@@ -34,12 +45,18 @@ class InferenceServicer:
         repository: The models.
         endpoint: Answers requests to them.
         is_ready: Whether the models to begin with are settled and the server does not drain.
+        extensions: Names of what this server can beyond the protocol.
     """
 
     def __init__(
-        self, repository: Repository, endpoint: InferEndpoint, is_ready: Callable[[], bool]
+        self,
+        repository: Repository,
+        endpoint: InferEndpoint,
+        is_ready: Callable[[], bool],
+        extensions: Sequence[str],
     ) -> None:
         self._repository = repository
+        self._extensions = extensions
         self._endpoint = endpoint
         self._is_ready = is_ready
 
@@ -58,7 +75,7 @@ class InferenceServicer:
 
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
         """See grpc_service.proto. Takes and gives serialized messages."""
-        decoded = await self._endpoint.decode(request, partial(authorize, context, ("infer",)))
+        decoded = await self._endpoint.decode(request, partial(authorize_infer, context))
         answer = await self._endpoint.infer(decoded)
         if asks(context, TIMING_HEADER):
             context.set_trailing_metadata(((TIMING_HEADER, _timing(answer.timing)),))
@@ -81,7 +98,7 @@ class InferenceServicer:
     ) -> pb.ServerMetadataResponse:
         """See grpc_service.proto."""
         return pb.ServerMetadataResponse(
-            name="servery", version=release_of("servery"), extensions=EXTENSIONS
+            name="servery", version=release_of("servery"), extensions=self._extensions
         )
 
     async def ModelReady(
@@ -116,7 +133,7 @@ class InferenceServicer:
         answers = answer_stream(
             requests,
             self._endpoint,
-            partial(authorize, context, ("infer",)),
+            partial(authorize_infer, context),
             ends_on_failure=asks(context, FAILURE_HEADER),
         )
         async with aclosing(answers):

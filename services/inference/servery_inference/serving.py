@@ -20,8 +20,10 @@ from servery_inference.metrics import exported
 from servery_inference.registry import RegistrySource
 from servery_inference.repository import Repository
 from servery_inference.rpcs import SERVICE, register
-from servery_inference.servicer import InferenceServicer
+from servery_inference.servicer import EXTENSIONS, InferenceServicer
 from servery_inference.settings import InferenceSettings
+from servery_inference.shared_memory import SharedMemory
+from servery_inference.shared_memory_servicer import SharedMemoryServicer
 from servery_rpc.server import RunningServer, Service, serving
 
 log = logging.getLogger(__name__)
@@ -53,10 +55,13 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))
         informed, directory = await _source(settings, repository, loader, stack)
-        endpoint = InferEndpoint(repository)
+        memory = stack.enter_context(SharedMemory.open()) if settings.shared_memory else None
+        endpoint = InferEndpoint(repository, memory)
+        extensions = (*EXTENSIONS, *(["system_shared_memory"] if memory else ()))
         handlers = {
-            **InferenceServicer(repository, endpoint, ready.is_set).handlers(),
+            **InferenceServicer(repository, endpoint, ready.is_set, extensions).handlers(),
             **RepositoryControl(repository, directory).handlers(),
+            **SharedMemoryServicer(memory).handlers(),
         }
         server = await stack.enter_async_context(
             serving(

@@ -35,6 +35,11 @@ class InferenceSettings(ServerSettings):
         "directory for the files of the registry's models; needed with --registry", None
     )
     grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
+    shared_memory: bool = option(
+        "true lets clients on this machine keep tensors in POSIX shared memory; whoever reaches"
+        " the server can then read and change objects there that this user may",
+        default=False,
+    )
     execution_provider: str = option("cpu or cuda; never another one silently", "cpu")
     intra_op_threads: int = option(
         "threads that share one run of a model; more shorten long runs and cost throughput",

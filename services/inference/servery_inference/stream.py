@@ -35,7 +35,7 @@ async def answer_stream(
     Args:
         messages: The requests.
         endpoint: Answers each.
-        authorize: Called with the model of every request.
+        authorize: Raises to refuse a request.
         ends_on_failure: Whether a request that fails while it runs ends the stream.
 
     Raises:
