@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _MAX_FRAME: Final = 1 << 20
 _REMEMBERED_RESETS: Final = 1_000
 _NO_DEADLINE_S: Final = 1e6  # Some clients send decades when they mean none.
+_LINGER_S: Final = 5.0  # For the last bytes to leave, once a connection is over.
 _UNPACK: Final = frames.FRAME_HEADER.unpack_from
 
 
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._preface = frames.PREFACE
         self._over = False
+        self._over_at = 0.0
 
     # What asyncio calls.
 
@@ -206,6 +208,10 @@ class Connection(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """Do what time demands; about once a second."""
+        if self._over:
+            if now - self._over_at > _LINGER_S:
+                self.abort()
+            return
         self.life.tick(now)
         for stream in list(self.streams.values()):
             if stream.deadline is not None and stream.deadline < now and stream.timer is None:
@@ -221,7 +227,9 @@ class Connection(asyncio.Protocol):
     def shut(self) -> None:
         """Close after what was written; calls that still run are cancelled."""
         self.out.flush()
-        self._over = True
+        if not self._over:
+            self._over = True
+            self._over_at = self.loop.time()
         self._transport.close()
 
     def abort(self) -> None:
@@ -300,7 +308,10 @@ class Connection(asyncio.Protocol):
     def _fail(self, fault: H2ConnectionError) -> None:
         log.info("%s: %s: %s", self.peer, fault.code.name, fault.reason)
         self.out.put(frames.goaway(self.last_id, fault.code, fault.reason))
-        self.shut()
+        if self.out.paused:  # It would wait for a peer that does not read.
+            self.abort()
+        else:
+            self.shut()
 
     def _reset_id(self, stream_id: int, code: ErrorCode) -> None:
         if len(self.reset_ids) >= _REMEMBERED_RESETS:

@@ -152,9 +152,7 @@ class Inflow:
         stream.received_bytes += size
         expected = stream.head.content_length
         if expected is not None and stream.received_bytes > expected:
-            raise H2StreamError(
-                stream.stream_id, ErrorCode.PROTOCOL_ERROR, "more than content-length"
-            )
+            raise H2StreamError(stream.stream_id, ErrorCode.PROTOCOL_ERROR, "too long")
         if stream.method is None:
             return  # Not gRPC: what does not fit the first window never comes.
         try:

@@ -155,12 +155,12 @@ class Server(grpc.aio.Server):
         await self._finish()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
-        """Wait until `stop` is done; False after `timeout` seconds."""
+        """Wait until `stop` is done; return whether `timeout` seconds passed before."""
         try:
             await asyncio.wait_for(self._stopped.wait(), timeout)
         except TimeoutError:
-            return False
-        return True
+            return True
+        return False
 
     async def _finish(self) -> None:
         if self._ticker is not None:

@@ -183,7 +183,8 @@ class Stream(Sending):
             return
         out = self.connection.out
         size = len(message) + 5
-        if not self.head_sent and out.fits(self, size):
+        limit = self.connection.limits.max_send_message_bytes
+        if len(message) <= limit and not self.head_sent and out.fits(self, size):
             self.head_sent = self.closes = True
             self.window -= size
             out.window -= size
