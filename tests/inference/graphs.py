@@ -116,6 +116,39 @@ def endless() -> bytes:
     return model(nodes, [value("x", "INT64", [1])], [value("y", "INT64", [1])])
 
 
+def patient() -> bytes:
+    """`y` is `x` INT64 [batch], after as many turns of a loop as the largest of `x` says."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_out"]),
+            helper.make_node("Identity", ["v"], ["v_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.INT64, ["batch"]),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_out", TensorProto.INT64, ["batch"]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["count"], keepdims=0),
+        helper.make_node("Loop", ["count", "", "x"], ["y"], body=body),
+    ]
+    return model(nodes, [value("x", "INT64", ["batch"])], [value("y", "INT64", ["batch"])])
+
+
+def first_row() -> bytes:
+    """`y` is the first row of `x` FP32 [batch, 2]: one row, however many come."""
+    zero = numpy_helper.from_array(np.array([0]), "zero")
+    node = helper.make_node("Gather", ["x", "zero"], ["y"], axis=0)
+    shape = ("batch", 2)
+    return model([node], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [zero])
+
+
 def npz(
     inputs: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float = 1e-5
 ) -> bytes:
@@ -151,6 +184,12 @@ def store(root: Path, name: str, graph: bytes, version: int | str = 1, **files: 
     (folder / "model.onnx").write_bytes(graph)
     for file, data in files.items():
         (folder / file.replace("_", ".")).write_bytes(data)
+
+
+def configure(root: Path, name: str, config: str) -> None:
+    """Write the `config.pbtxt` of a model."""
+    (root / name).mkdir(exist_ok=True)
+    (root / name / "config.pbtxt").write_text(config)
 
 
 def at_least_two_columns() -> bytes:

@@ -2,47 +2,35 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
-import onnxruntime as ort
-
 from servery.inference.v1.model_config_pb2 import ModelConfig
-from servery_inference.classification import Labels
-from servery_inference.engine import Engine, RunEndedError, RunFailedError
+from servery_inference.batch_policy import BatchPolicy
+from servery_inference.batcher import Batcher, ModelCannotRunError, Result
+from servery_inference.cores import usable_cores
+from servery_inference.costs import Costs
+from servery_inference.engine import Engine
+from servery_inference.execution import Execution
 from servery_inference.model_config import offered
-from servery_inference.request import (
-    Answer,
-    InferenceRequestInvalidError,
-    InferRequest,
-    Output,
-    Timing,
+from servery_inference.queueing import (
+    DeadlineUnreachableError,
+    QueueFullError,
+    QueueTimeoutError,
+    Room,
 )
+from servery_inference.request import Answer, Array, InferRequest, Output, Terms, Timing
 from servery_inference.statistics import Failure, ModelStatistics
 from servery_inference.tensors import bind, wanted_outputs
 from servery_inference.watchdog import Watchdog
 
 INLINE_PARSED_BYTES: Final = 16 << 10
-"""Requests with more bytes that need Python work for each element leave the event loop."""
+"""Requests with more bytes that need Python work for each element are read on another thread."""
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one run of a model gave."""
-
-    outputs: list[Output]
-    rows: int
-
-    started_ns: int
-    """When its thread took it up, by `time.perf_counter_ns`."""
-
-    compute_input_ns: int
-    compute_infer_ns: int
-    compute_output_ns: int
+_INLINE_RAW_BYTES: Final = 1 << 20
+_MAX_WAITING: Final = 1000
 
 
 class Servable:
@@ -53,11 +41,11 @@ class Servable:
         version: From 1 up.
         engine: Its graph, warm.
         config: What it is told to be, complete; see `model_config.resolve`.
-        labels: Names of classes, by output.
         inline_elements: Requests with at most so many input elements run in less than a hand-over
             to another thread is worth.
         watchdog: Ends those that take long nevertheless.
         executor: Where longer ones run.
+        room: Bounds what waits, together with others.
     """
 
     def __init__(
@@ -66,21 +54,26 @@ class Servable:
         version: int,
         engine: Engine,
         config: ModelConfig,
-        labels: Labels,
         inline_elements: int,
         watchdog: Watchdog,
         executor: Executor,
+        room: Room | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self.config = config
         self.signature = offered(config)
         self.statistics = ModelStatistics()
-        self.labels = labels
-        self._engine = engine
-        self._inline_elements = inline_elements
-        self._watchdog = watchdog
-        self._executor = executor
+        execution = Execution(engine, Costs(inline_elements), watchdog, executor)
+        self._batcher = Batcher(
+            model,
+            list(self.signature.outputs),
+            execution,
+            BatchPolicy.of(config),
+            self.statistics,
+            room or Room(_MAX_WAITING),
+            slots=usable_cores(),
+        )
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,88 +94,89 @@ class Servable:
         """Return when no lease is left; nobody must take new ones."""
         await self._idle.wait()
 
-    async def infer(self, request: InferRequest) -> Answer:
+    async def infer(self, request: InferRequest, deadline: float | None = None) -> Answer:
         """Run the model on `request`.
 
-        Short runs happen here and now; long ones on another thread, where a caller that leaves
-        ends them.
+        Short runs happen here and now; others wait for their turn and happen on another thread,
+        where callers that leave end them.
+
+        Args:
+            request: What to run.
+            deadline: When its caller stops waiting, by `time.monotonic`; None for never.
 
         Raises:
             InferenceRequestInvalidError: The request does not fit the model.
+            QueueFullError: Too many requests wait.
+            QueueTimeoutError: It would wait, or has waited, longer than it may.
+            DeadlineUnreachableError: It cannot be answered by `deadline`.
         """
         arrival = time.perf_counter_ns()
         try:
-            run = self._run_here(request) if self._is_short(request) else None
-            run = run or await self._run_elsewhere(request)
+            names = wanted_outputs(request, self.signature)
+            if _is_quickly_read(request):
+                feed = bind(request, self.signature)
+            else:
+                feed = await asyncio.to_thread(bind, request, self.signature)
+            bind_ns = time.perf_counter_ns() - arrival
+            result = await self._run(feed, names, request.terms, deadline)
         except BaseException as error:
-            failure = _failure(error)
-            self.statistics.record_failure(failure, time.perf_counter_ns() - arrival)
+            self.statistics.record_failure(_failure(error), time.perf_counter_ns() - arrival)
             raise
         timing = Timing(
-            run.started_ns - arrival,
-            run.compute_input_ns,
-            run.compute_infer_ns,
-            run.compute_output_ns,
+            result.timing.queue_ns,
+            result.timing.compute_input_ns + bind_ns,
+            result.timing.compute_infer_ns,
+            result.timing.compute_output_ns,
         )
-        self.statistics.record_execution(
-            run.rows, timing.compute_input_ns, timing.compute_infer_ns, timing.compute_output_ns
-        )
+        self._count(feed, timing, arrival)
+        datatypes = self.signature.outputs
+        outputs = [
+            Output(name, datatypes[name].datatype.wire, value)
+            for name, value in zip(names, result.values, strict=True)
+        ]
+        return Answer(self.version, outputs, timing)
+
+    async def _run(
+        self,
+        feed: Mapping[str, Array],
+        names: Sequence[str],
+        terms: Terms,
+        deadline: float | None,
+    ) -> Result:
+        return await self._batcher.run(feed, names, self._rows(feed), _size(feed), terms, deadline)
+
+    def _rows(self, feed: Mapping[str, Array]) -> int:
+        return len(next(iter(feed.values()))) if self.signature.max_batch_size and feed else 1
+
+    def _count(self, feed: Mapping[str, Array], timing: Timing, arrival: int) -> None:
         self.statistics.record_request(
             ok=True,
             queue_ns=timing.queue_ns,
             compute_input_ns=timing.compute_input_ns,
             compute_infer_ns=timing.compute_infer_ns,
             compute_output_ns=timing.compute_output_ns,
-            batch_size=run.rows,
+            batch_size=self._rows(feed),
             total_ns=time.perf_counter_ns() - arrival,
         )
-        return Answer(self.version, run.outputs, timing)
-
-    def _is_short(self, request: InferRequest) -> bool:
-        return (
-            request.parsed_bytes <= INLINE_PARSED_BYTES
-            and request.num_elements() <= self._inline_elements
-        )
-
-    def _run_here(self, request: InferRequest) -> Run | None:
-        try:
-            return self._watchdog.watch(partial(self._run, request))
-        except RunEndedError:
-            self._inline_elements = 0  # Its speed depends on more than the size of the input.
-            return None
-
-    async def _run_elsewhere(self, request: InferRequest) -> Run:
-        options = ort.RunOptions()
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._executor, self._run, request, options)
-        except asyncio.CancelledError:
-            options.terminate = True
-            raise
-
-    def _run(self, request: InferRequest, options: ort.RunOptions) -> Run:
-        started = time.perf_counter_ns()
-        names = wanted_outputs(request, self.signature)
-        feed = bind(request, self.signature)
-        bound = time.perf_counter_ns()
-        try:
-            values = self._engine.run(feed, names, options)
-        except RunFailedError as error:
-            raise ModelCannotRunError(
-                f"model '{request.model}' cannot run on these values: {error}", request.model
-            ) from None
-        ran = time.perf_counter_ns()
-        outputs = [
-            Output(name, self.signature.outputs[name].datatype.wire, value)
-            for name, value in zip(names, values, strict=True)
-        ]
-        rows = len(next(iter(feed.values()))) if self.signature.max_batch_size else 1
-        ended = time.perf_counter_ns()
-        return Run(outputs, rows, started, bound - started, ran - bound, ended - ran)
 
 
-class ModelCannotRunError(InferenceRequestInvalidError):
-    """The graph itself refuses the values of a request that fits its signature."""
+def _is_quickly_read(request: InferRequest) -> bool:
+    if request.parsed_bytes > INLINE_PARSED_BYTES:
+        return False
+    raw_bytes = 0
+    for tensor in request.inputs:
+        if tensor.raw is not None:
+            raw_bytes += len(tensor.raw)
+    return raw_bytes <= _INLINE_RAW_BYTES
+
+
+def _size(feed: Mapping[str, Array]) -> int:
+    size = 0
+    for array in feed.values():
+        size += array.size
+        if array.dtype.kind == "O":
+            size += sum(map(len, array.flat))
+    return size
 
 
 def _failure(error: BaseException) -> Failure:
@@ -191,5 +185,7 @@ def _failure(error: BaseException) -> Failure:
             return Failure.BACKEND
         case asyncio.CancelledError():
             return Failure.CANCELED
+        case QueueFullError() | QueueTimeoutError() | DeadlineUnreachableError():
+            return Failure.REJECTED
         case _:
             return Failure.OTHER

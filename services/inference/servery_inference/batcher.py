@@ -1,0 +1,394 @@
+"""Gives every request its turn: alone at once, or after a wait in a batch.
+
+All of it happens on one event loop, without locks and without a task of its own. Short runs happen
+on the loop, so a request to an idle short model is answered with no hand-over at all.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from servery_inference.batch import Batch, NotRowWiseError, kind_of, part
+from servery_inference.batch_policy import BatchPolicy
+from servery_inference.engine import RunFailedError
+from servery_inference.execution import Execution, Run
+from servery_inference.queueing import (
+    DeadlineUnreachableError,
+    QueueFullError,
+    QueueTimeoutError,
+    Room,
+    Work,
+    WorkQueue,
+)
+from servery_inference.request import NO_TERMS, Array, InferenceRequestInvalidError, Terms, Timing
+from servery_inference.statistics import ModelStatistics
+
+_JOINING_PAYS_S: Final = 3e-5
+"""Waking a request that waited costs about as much as a run this short."""
+
+_COMPANY_TURNS: Final = 8
+_MAX_PUSHBACK_MS: Final = 60_000
+
+
+class ModelCannotRunError(InferenceRequestInvalidError):
+    """The graph itself refuses the values of a request that fits its signature."""
+
+    def __init__(self, model: str, problem: object) -> None:
+        super().__init__(f"model '{model}' cannot run on these values: {problem}", model)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a model gave for one request."""
+
+    values: Sequence[Array]
+    """The wanted outputs, in their order; views of a batch."""
+
+    timing: Timing
+
+
+class Batcher:
+    """Queue of one version of a model. For one event loop.
+
+    Args:
+        model: Name on the wire, for errors.
+        outputs: Names of all outputs, in the order of the model.
+        execution: Runs it.
+        policy: What its config says.
+        statistics: Gets every run.
+        room: Bounds what waits in the process.
+        slots: Most runs on other threads at a time.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        outputs: Sequence[str],
+        execution: Execution,
+        policy: BatchPolicy,
+        statistics: ModelStatistics,
+        room: Room,
+        slots: int,
+    ) -> None:
+        self._model = model
+        self._outputs = outputs
+        self._execution = execution
+        self._costs = execution.costs
+        self._policy = policy
+        self._statistics = statistics
+        self._slots = slots
+        self._queue = WorkQueue(policy.levels, room)
+        self._joins = policy.max_rows > 1
+        self._running: set[asyncio.Task[None]] = set()
+        self._order: deque[Work] = deque()
+        self._poked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_turn = 0
+        self._company = 0
+
+    async def run(
+        self,
+        feed: Mapping[str, Array],
+        names: Sequence[str],
+        rows: int,
+        size: int,
+        terms: Terms = NO_TERMS,
+        deadline: float | None = None,
+    ) -> Result:
+        """Run the model on one request, when it is its turn.
+
+        Args:
+            feed: An array for every input.
+            names: Outputs to compute, in the order of the model.
+            rows: Length of the first axis where there is a batch, else 1.
+            size: See `costs`.
+            terms: What the request asks of the queue.
+            deadline: When its caller stops waiting, by `time.monotonic`; None for never.
+
+        Raises:
+            QueueFullError: Too many wait.
+            QueueTimeoutError: It would wait, or has waited, longer than it may.
+            DeadlineUnreachableError: It cannot be done by `deadline`.
+            ModelCannotRunError: The graph refuses the values.
+        """
+        arrival = time.perf_counter_ns()
+        if not self._queue and not self._order and self._may_run_now(size, deadline):
+            try:
+                run = self._execution.here((feed,), names, size)
+            except RunFailedError as error:
+                raise ModelCannotRunError(self._model, error) from None
+            if run is not None:
+                self._record(rows, run, 0)
+                return Result(run.values, _timing(run, arrival, 0))
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        work = Work(feed, names, rows, size, arrival, deadline, future)
+        self._join_queue(work, terms)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._leave(work)
+            raise
+
+    def _may_run_now(self, size: int, deadline: float | None) -> bool:
+        if not self._costs.is_short(size) or (
+            deadline is not None and time.monotonic() >= deadline
+        ):
+            return False
+        if not self._joins:
+            return True
+        if self._policy.delay_s:
+            return False
+        self._in_turn += 1
+        if self._in_turn == 1:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return not self._company or self._costs.estimate(size) < _JOINING_PAYS_S
+
+    def _end_turn(self) -> None:
+        """Remember whether requests come several at a time: then waiting for a turn joins them."""
+        if self._in_turn > 1:
+            self._company = _COMPANY_TURNS
+        elif self._company:
+            self._company -= 1
+        self._in_turn = 0
+
+    def _join_queue(self, work: Work, terms: Terms) -> None:
+        now = time.monotonic()
+        work.level = self._policy.level(terms)
+        ahead_s = self._queue.ahead_s(work.level) / self._slots
+        if self._queue.is_full(work.level):
+            raise QueueFullError(self._model, self._pushback_ms())
+        cost_s = self._costs.estimate(work.size)
+        work.cost_s = self._costs.share(work.size) if self._joins else cost_s
+        wait_s = self._queue.policy(work.level).wait_s(terms)
+        # What is known about the cost is a lower bound, and beginning at once harms nobody.
+        if work.deadline is not None and (
+            now >= work.deadline or now + ahead_s + cost_s > work.deadline
+        ):
+            raise DeadlineUnreachableError(self._model)
+        if wait_s is not None and ahead_s > wait_s and not self._policy_delays(work):
+            raise QueueTimeoutError(self._model)
+        work.since = now
+        if self._joins:
+            work.kind = kind_of(work.feed)
+        if self._policy.is_ordered:
+            self._order.append(work)
+        loop = asyncio.get_running_loop()
+        if work.deadline is not None and (wait_s is None or now + wait_s > work.deadline):
+            work.timer = loop.call_later(work.deadline - now, self._pass_deadline, work)
+        elif wait_s is not None:
+            work.timer = loop.call_later(wait_s, self._time_out, work)
+        self._queue.put(work)
+        self._statistics.pending += 1
+        self._poke()
+
+    def _policy_delays(self, work: Work) -> bool:
+        return self._queue.policy(work.level).delays
+
+    def _pushback_ms(self) -> int:
+        backlog_s = self._queue.ahead_s(len(self._policy.levels)) / self._slots
+        return min(max(int(backlog_s * 1000), 1), _MAX_PUSHBACK_MS)
+
+    def _time_out(self, work: Work) -> None:
+        if not self._policy_delays(work):
+            self._refuse(work, QueueTimeoutError(self._model))
+            return
+        self._queue.postpone(work)
+        work.timer = None
+        if work.deadline is not None:
+            left_s = work.deadline - time.monotonic()
+            work.timer = asyncio.get_running_loop().call_later(left_s, self._pass_deadline, work)
+
+    def _pass_deadline(self, work: Work) -> None:
+        self._refuse(work, DeadlineUnreachableError(self._model))
+
+    def _refuse(self, work: Work, error: Exception) -> None:
+        if self._dequeue(work):
+            self._settle(work, error)
+            self._poke()
+
+    def _leave(self, work: Work) -> None:
+        """Forget a work whose caller is gone; end its run if nobody else waits for it."""
+        if self._dequeue(work):
+            self._poke()  # It may be what others did not fit beside.
+        elif work.batch is not None:
+            work.batch.live -= 1
+            work.batch.options.terminate = not work.batch.live
+        self._release()
+
+    def _dequeue(self, work: Work) -> bool:
+        if work.timer is not None:
+            work.timer.cancel()
+        if not self._queue.remove(work):
+            return False
+        self._statistics.pending -= 1
+        return True
+
+    def _poke(self) -> None:
+        """Form batches once all that this turn of the event loop brings is here."""
+        if not self._poked and self._queue:
+            self._poked = True
+            asyncio.get_running_loop().call_soon(self._form)
+
+    def _form(self) -> None:
+        self._poked = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._queue:
+            works, wait_s = self._next(time.monotonic())
+            is_short = self._costs.is_short(sum(work.size for work in works))
+            if not is_short and len(self._running) >= self._slots:
+                return
+            if wait_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait_s, self._form)
+                return
+            for work in works:
+                self._dequeue(work)
+            batch = self._batch(works)
+            if not is_short or not self._run_here(batch):
+                self._start(batch)
+            else:
+                self._poke()  # Others get the event loop in between.
+                return
+
+    def _next(self, now: float) -> tuple[list[Work], float]:
+        """Choose the works to run next, and how long to wait for more before that."""
+        waiting = iter(self._queue)
+        works = [next(waiting)]
+        rows, size = works[0].rows, works[0].size
+        deadline = works[0].deadline
+        preferred = 1 if rows in self._policy.preferred else 0
+        is_closed = not self._joins or rows >= self._policy.max_rows
+        while not is_closed and (work := next(waiting, None)) is not None:
+            if work.kind != works[0].kind:
+                is_closed = self._policy.is_ordered
+                continue
+            due = _sooner(deadline, work.deadline)
+            late = due is not None and now + self._costs.estimate(size + work.size) > due
+            pays = self._policy.delay_s or self._costs.joining_pays(works[0].size, size + work.size)
+            if rows + work.rows > self._policy.max_rows or late or not pays:
+                is_closed = True
+                break
+            works.append(work)
+            rows, size, deadline = rows + work.rows, size + work.size, due
+            if rows in self._policy.preferred:
+                preferred = len(works)
+            is_closed = rows >= self._policy.max_rows
+        if preferred:
+            return works[:preferred], 0.0
+        if is_closed or not self._policy.delay_s:
+            return works, 0.0
+        until = min(work.since for work in works) + self._policy.delay_s
+        if deadline is not None:
+            until = min(until, deadline - self._costs.estimate(size))
+        return works, until - now
+
+    def _batch(self, works: Sequence[Work]) -> Batch:
+        names = works[0].names
+        if any(work.names != names for work in works):
+            names = self._outputs
+        rows, size = sum(work.rows for work in works), sum(work.size for work in works)
+        return Batch(works, names, rows, size)
+
+    def _run_here(self, batch: Batch) -> bool:
+        try:
+            feeds = [work.feed for work in batch.works]
+            run = self._execution.here(feeds, batch.names, batch.size)
+            if run is None:
+                return False
+            self._deliver(batch, run)
+        except (RunFailedError, NotRowWiseError) as error:
+            self._fail(batch, error)
+        return True
+
+    def _start(self, batch: Batch) -> None:
+        for work in batch.works:
+            work.batch = batch
+        batch.live = sum(not work.future.done() for work in batch.works)
+        task = asyncio.get_running_loop().create_task(self._run_elsewhere(batch))
+        self._running.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._poke()
+
+    async def _run_elsewhere(self, batch: Batch) -> None:
+        feeds = [work.feed for work in batch.works]
+        try:
+            run = await self._execution.elsewhere(feeds, batch.names, batch.size, batch.options)
+            self._deliver(batch, run)
+        except (RunFailedError, NotRowWiseError) as error:
+            self._fail(batch, error)
+        except asyncio.CancelledError:  # The process ends.
+            for work in batch.works:
+                work.future.cancel()
+            raise
+        except Exception as error:  # RunEndedError when nobody waits; else a bug to be seen.
+            for work in batch.works:
+                self._settle(work, error)
+
+    def _deliver(self, batch: Batch, run: Run) -> None:
+        start = time.perf_counter_ns()
+        parts = part(run.values, [work.rows for work in batch.works])
+        output_ns = time.perf_counter_ns() - start
+        self._record(batch.rows, run, output_ns)
+        for work, values in zip(batch.works, parts, strict=True):
+            wanted = values
+            if work.names != batch.names:
+                by_name = dict(zip(batch.names, values, strict=True))
+                wanted = [by_name[name] for name in work.names]
+            self._settle(work, Result(wanted, _timing(run, work.arrival_ns, output_ns)))
+
+    def _record(self, rows: int, run: Run, output_ns: int) -> None:
+        self._statistics.record_execution(
+            rows, run.compute_input_ns, run.compute_infer_ns, output_ns
+        )
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """Refuse a request; of several, find out whose fault it is by running each alone."""
+        if isinstance(error, NotRowWiseError):
+            self._joins = False
+        elif len(batch.works) == 1:
+            self._settle(batch.works[0], ModelCannotRunError(self._model, error))
+            return
+        for work in batch.works:
+            if not work.future.done():
+                self._start(self._batch([work]))
+
+    def _settle(self, work: Work, outcome: Result | Exception) -> None:
+        """Answer a work; where order counts, after those before it."""
+        if not self._policy.is_ordered:
+            _resolve(work, outcome)
+            return
+        work.outcome = outcome
+        self._release()
+
+    def _release(self) -> None:
+        while self._order and (self._order[0].outcome is not None or self._order[0].future.done()):
+            work = self._order.popleft()
+            _resolve(work, work.outcome)
+
+
+def _resolve(work: Work, outcome: Result | Exception | None) -> None:
+    if work.future.done():
+        return
+    if isinstance(outcome, Exception):
+        work.future.set_exception(outcome)
+    else:
+        work.future.set_result(outcome)
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)
+
+
+def _timing(run: Run, arrival_ns: int, output_ns: int) -> Timing:
+    return Timing(
+        run.started_ns - arrival_ns, run.compute_input_ns, run.compute_infer_ns, output_ns
+    )
