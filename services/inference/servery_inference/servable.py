@@ -10,6 +10,7 @@ from typing import Final
 from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher, ModelCannotRunError, Result
+from servery_inference.classification import Labels
 from servery_inference.cores import usable_cores
 from servery_inference.costs import Costs
 from servery_inference.engine import Engine
@@ -41,6 +42,7 @@ class Servable:
         version: From 1 up.
         engine: Its graph, warm.
         config: What it is told to be, complete; see `model_config.resolve`.
+        labels: Names of classes, by output.
         inline_elements: Requests with at most so many input elements run in less than a hand-over
             to another thread is worth.
         watchdog: Ends those that take long nevertheless.
@@ -54,6 +56,7 @@ class Servable:
         version: int,
         engine: Engine,
         config: ModelConfig,
+        labels: Labels,
         inline_elements: int,
         watchdog: Watchdog,
         executor: Executor,
@@ -64,6 +67,7 @@ class Servable:
         self.config = config
         self.signature = offered(config)
         self.statistics = ModelStatistics()
+        self.labels = labels
         execution = Execution(engine, Costs(inline_elements), watchdog, executor)
         self._batcher = Batcher(
             model,
