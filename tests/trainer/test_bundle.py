@@ -43,6 +43,7 @@ def test_golden_arrays_load_without_pickle() -> None:
 
 def test_statistics_describe_the_training_part_only() -> None:
     examples = Examples(
+        types={},
         inputs={"a": np.array([[1], [3], [np.nan], [1000]], np.float32)},
         codes_B=np.array([0, 1, 1, 0]),
         labels=("x", "y"),

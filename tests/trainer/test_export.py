@@ -7,9 +7,10 @@ import onnxruntime as ort
 import pytest
 
 from servery_trainer import parity
+from servery_trainer.imputation import median
+from servery_trainer.networks import Convolutional, Dense
 from servery_trainer.preprocessing import ImagePreprocessing, TablePreprocessing
 from servery_trainer.sizes import parameter_count
-from servery_trainer.spec import Convolutional, Dense
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
 
@@ -38,7 +39,7 @@ def check(family: Dense | Convolutional, inputs: dict[str, Any], labels: tuple[s
     preprocessing: Any = (
         ImagePreprocessing.fit(inputs["image"])
         if "image" in inputs
-        else TablePreprocessing.fit(inputs, impute=True)
+        else TablePreprocessing.fit(inputs, fill=median)
     )
     network = families.build(family, preprocessing.feature_shape, len(labels))
     expected_size = parameter_count(family, preprocessing.feature_shape, len(labels))
@@ -105,7 +106,7 @@ def test_operators_that_the_converter_lacks(activation: str) -> None:
     from servery_trainer import export
 
     inputs = table("a", "b", "c")
-    preprocessing = TablePreprocessing.fit(inputs, impute=False)
+    preprocessing = TablePreprocessing.fit(inputs, fill=None)
     network = keras.Sequential(
         [
             keras.Input((3,)),
@@ -131,7 +132,7 @@ def test_a_graph_the_converter_left_incomplete_is_refused() -> None:
     from servery_trainer import export
 
     inputs = table("a", "b")
-    preprocessing = TablePreprocessing.fit(inputs, impute=False)
+    preprocessing = TablePreprocessing.fit(inputs, fill=None)
     network = keras.Sequential(
         [keras.Input((2,)), keras.layers.Discretization([0.0, 1.0]), keras.layers.Dense(2)]
     )

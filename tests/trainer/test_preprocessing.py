@@ -12,18 +12,23 @@ from hypothesis.extra import numpy as npst
 from onnx import helper
 
 from servery_trainer.data_errors import DatasetInvalidError, Problem
+from servery_trainer.imputation import median
 from servery_trainer.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
 
 
 def run_graph(preprocessing: Preprocessing, inputs: dict[str, Any]) -> Any:
+    return load_graph(preprocessing).run(None, inputs)[0]
+
+
+def load_graph(preprocessing: Preprocessing) -> ort.InferenceSession:
     part = preprocessing.to_onnx("features", "_/")
     shape: list[str | int | None] = ["batch", *preprocessing.feature_shape]
     features = helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, shape)
     graph = helper.make_graph(part.nodes, "g", part.inputs, [features], part.initializers)
-    opsets = [helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    opsets = [helper.make_opsetid("", part.opset), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     onnx.checker.check_model(model, full_check=True)
-    return ort.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    return ort.InferenceSession(model.SerializeToString())
 
 
 def columns(values: Any) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def test_a_table_comes_out_equal_bit_for_bit(
     gaps: st.DataObject,
     impute: bool,
 ) -> None:
-    preprocessing = TablePreprocessing.fit(columns(table), impute=impute)
+    preprocessing = TablePreprocessing.fit(columns(table), fill=median if impute else None)
     missing = gaps.draw(npst.arrays(np.bool_, table.shape))
     served = columns(np.where(missing, np.float32(np.nan), table))
     np.testing.assert_array_equal(run_graph(preprocessing, served), preprocessing.apply(served))
@@ -65,33 +70,33 @@ def test_images_come_out_equal_bit_for_bit(images: Any) -> None:
 
 def test_columns_are_standardised_one_by_one() -> None:
     table = np.array([[1, 1e9], [2, 1e9 + 64], [3, 1e9 + 128]], np.float32)
-    features = TablePreprocessing.fit(columns(table), impute=False).apply(columns(table))
+    features = TablePreprocessing.fit(columns(table), fill=None).apply(columns(table))
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-6)
     np.testing.assert_allclose(features.std(axis=0), 1, rtol=1e-6)
 
 
 def test_a_constant_column_becomes_zero() -> None:
     table = np.full((7, 1), 0.1, np.float32)
-    preprocessing = TablePreprocessing.fit(columns(table), impute=False)
+    preprocessing = TablePreprocessing.fit(columns(table), fill=None)
     assert preprocessing.deviations == 1
     np.testing.assert_allclose(preprocessing.apply(columns(table)), 0, atol=1e-7)
 
 
 def test_the_median_of_the_values_present_is_imputed() -> None:
     table = np.array([[1], [2], [100], [np.nan]], np.float32)
-    preprocessing = TablePreprocessing.fit(columns(table), impute=True)
-    assert preprocessing.medians == 2
+    preprocessing = TablePreprocessing.fit(columns(table), fill=median)
+    assert preprocessing.fills == 2
     assert np.isfinite(run_graph(preprocessing, columns(table))).all()
 
 
 def test_a_missing_value_nobody_asked_to_impute_stays_one() -> None:
     table = np.array([[1], [2]], np.float32)
-    preprocessing = TablePreprocessing.fit(columns(table), impute=False)
+    preprocessing = TablePreprocessing.fit(columns(table), fill=None)
     assert np.isnan(run_graph(preprocessing, columns(np.array([[np.nan]], np.float32)))).all()
 
 
 def test_refuses_to_impute_a_column_without_values() -> None:
     with pytest.raises(DatasetInvalidError) as refused:
-        TablePreprocessing.fit(columns(np.full((3, 1), np.nan, np.float32)), impute=True)
+        TablePreprocessing.fit(columns(np.full((3, 1), np.nan, np.float32)), fill=median)
     assert refused.value.problem == Problem.MISSING_VALUE
     assert refused.value.metadata["column"] == "column 0"

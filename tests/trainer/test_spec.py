@@ -7,7 +7,8 @@ from google.protobuf import json_format
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
-from servery_trainer.spec import Convolutional, Dense, parse_spec
+from servery_trainer.networks import Convolutional, Dense
+from servery_trainer.spec import parse_spec
 from tests.trainer.specs import MODEL, image, tabular
 
 

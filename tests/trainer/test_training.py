@@ -10,8 +10,8 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.examples import Examples
 from servery_trainer.hyperparameters import Training
+from servery_trainer.networks import Dense
 from servery_trainer.preprocessing import TablePreprocessing
-from servery_trainer.spec import Dense
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
 
@@ -33,6 +33,7 @@ def examples(rows: int = 90) -> Examples:
     codes = np.arange(rows) % 2
     points = rng.normal(codes[:, None] * 2.0, 1.0, (rows, 2)).astype(np.float32)
     return Examples(
+        types={},
         inputs={"x": points[:, :1], "y": points[:, 1:]},
         codes_B=codes,
         labels=("near", "far"),
@@ -54,7 +55,7 @@ def train(
 
     keras.utils.set_random_seed(wanted.seed)
     data = examples()
-    preprocessing = TablePreprocessing.fit(data.inputs, impute=False)
+    preprocessing = TablePreprocessing.fit(data.inputs, fill=None)
     network = families.build(Dense(hidden_units=(8,), dropout=0.2), (2,), 2)
     learned = training.Part(data, np.arange(60), preprocessing)
     held_out = training.Part(data, np.arange(60, 90), preprocessing)

@@ -6,6 +6,7 @@ Shape suffixes: B rows, K classes.
 import io
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +27,11 @@ GOLDEN_ROWS: Final = 16
 """At least so many golden rows, if so many were held out; more to show each class."""
 
 _MOST_GOLDEN_ROWS: Final = 256
-_DATATYPES: Final = {"float16": "FP16", "float32": "FP32"}
+_DATATYPES: Final = {"float16": "FP16", "float32": "FP32", "object": "BYTES"}
 _LIBRARIES: Final = ("keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 _QUANTILES: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_MOST_FREQUENT: Final = 20
+_MOST_SHOWN: Final = 100
 _STATISTICS_VALUES: Final = 10_000_000
 """Quantiles of larger parts are those of evenly spaced rows."""
 
@@ -99,7 +102,10 @@ def golden(
 ) -> bytes:
     """Pack rows with what the trained network answers."""
     texts = np.array(labels, np.str_)[probabilities_BK.argmax(axis=1)]
-    arrays: dict[str, NDArray[Any]] = {f"input:{name}": rows for name, rows in inputs.items()}
+    arrays: dict[str, NDArray[Any]] = {
+        f"input:{name}": rows.astype(np.str_) if rows.dtype == np.object_ else rows
+        for name, rows in inputs.items()
+    }
     arrays[f"output:{LABEL_OUTPUT}"] = texts[:, None]
     arrays[f"output:{PROBABILITIES_OUTPUT}"] = probabilities_BK
     arrays["tolerance"] = np.array(tolerance, np.float64)
@@ -163,6 +169,8 @@ def statistics(examples: Examples, train: NDArray[np.int64]) -> Any:
 
 
 def _describe(values: NDArray[Any]) -> Any:
+    if values.dtype == np.object_:
+        return _describe_texts(values)
     every = -(-values.size // _STATISTICS_VALUES)
     flat = values[::every].astype(np.float64).ravel()
     present = flat[~np.isnan(flat)]
@@ -177,6 +185,20 @@ def _describe(values: NDArray[Any]) -> Any:
             f"{share:g}": float(value)
             for share, value in zip(_QUANTILES, np.quantile(present, _QUANTILES), strict=True)
         },
+    }
+
+
+def _describe_texts(values: NDArray[np.object_]) -> Any:
+    counts = Counter(values.ravel().tolist())
+    missing = counts.pop("", 0)
+    return {
+        "count": values.size,
+        "missing_count": missing,
+        "distinct_count": len(counts),
+        "most_frequent": [
+            {"value": value[:_MOST_SHOWN], "count": count}
+            for value, count in counts.most_common(_MOST_FREQUENT)
+        ],
     }
 
 

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
-from servery_trainer import archives, tables
+from servery_trainer import archives, columns, tables
 
 _MOST_DISTINCT: Final = 10_000
-_BOOLEANS: Final = pa.array(["true", "false"])
 _ARRAY_TYPES: Final = {
     "b": dataset_pb2.COLUMN_TYPE_BOOLEAN,
     "U": dataset_pb2.COLUMN_TYPE_TEXT,
@@ -60,17 +58,17 @@ def _inspect_csv(path: Path) -> DatasetInfo:
             summary.add(cells)
     if not rows:
         raise tables.no_rows()
-    columns = (summary.column(name, rows) for name, summary in zip(header, summaries, strict=True))
-    return DatasetInfo(row_count=rows, columns=tuple(columns))
+    found = (summary.column(name, rows) for name, summary in zip(header, summaries, strict=True))
+    return DatasetInfo(row_count=rows, columns=tuple(found))
 
 
 def _inspect_npz(path: Path) -> DatasetInfo:
     with archives.open_archive(path) as archive:
-        columns = tuple(
+        found = tuple(
             _array_column(header, archive.chunks(name)) for name, header in archive.headers.items()
         )
         row_count = next(iter(archive.headers.values())).shape[0]
-    return DatasetInfo(row_count=row_count, columns=columns)
+    return DatasetInfo(row_count=row_count, columns=found)
 
 
 def _array_column(
@@ -126,6 +124,7 @@ class _ColumnSummary:
         self._present = 0
         self._numeric = True
         self._boolean = True
+        self._date = True
         self._values = _Values()
 
     def add(self, cells: Any) -> None:
@@ -139,8 +138,9 @@ class _ColumnSummary:
             if self._numeric:
                 self._values.add_range(numbers)
         if self._boolean:
-            lower = pc.utf8_lower(present)
-            self._boolean = pc.all(pc.is_in(lower, value_set=_BOOLEANS)).as_py()
+            self._boolean = bool(columns.are_booleans(present).all())
+        if self._date:
+            self._date = bool(columns.are_dates(present).all())
         self._values.add_distinct(lambda: pc.unique(present).to_pylist())
 
     def column(self, name: str, rows: int) -> dataset_pb2.Column:
@@ -151,6 +151,9 @@ class _ColumnSummary:
             return column
         column.ClearField("minimum")
         column.ClearField("maximum")
-        boolean = self._present and self._boolean
-        column.type = dataset_pb2.COLUMN_TYPE_BOOLEAN if boolean else dataset_pb2.COLUMN_TYPE_TEXT
+        column.type = dataset_pb2.COLUMN_TYPE_TEXT
+        if self._present and self._boolean:
+            column.type = dataset_pb2.COLUMN_TYPE_BOOLEAN
+        elif self._present and self._date:
+            column.type = dataset_pb2.COLUMN_TYPE_DATE
         return column

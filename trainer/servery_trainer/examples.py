@@ -10,11 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
+from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
-from servery_trainer.rows import IMAGE_INPUT, Rows, missing_value, read_images, read_table
+from servery_trainer.fitting import most_features
+from servery_trainer.rows import (
+    IMAGE_INPUT,
+    Rows,
+    are_missing,
+    missing_value,
+    read_images,
+    read_table,
+)
 from servery_trainer.sizes import check_size
-from servery_trainer.spec import ImageTask, Spec, TabularTask
+from servery_trainer.spec import Spec
 from servery_trainer.split import MIN_ROWS_PER_CLASS
+from servery_trainer.tasks import ImageTask, TabularTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +35,10 @@ class Examples:
     """
 
     inputs: Mapping[str, NDArray[Any]]
-    """See `Rows`. NaN only where it is to be imputed."""
+    """See `Rows`. Missing values only where they are to be imputed."""
+
+    types: Mapping[str, ColumnType.ValueType]
+    """See `Rows`."""
 
     codes_B: NDArray[np.int64]
     """See `Rows`."""
@@ -82,6 +95,7 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     check_size(spec.family, _feature_shape(rows), len(rows.labels))
     return Examples(
         inputs=rows.inputs,
+        types=rows.types,
         codes_B=rows.codes_B,
         labels=rows.labels,
         row_numbers_B=rows.numbers_B,
@@ -96,27 +110,29 @@ def _feature_shape(rows: Rows) -> tuple[int, ...]:
     image = rows.inputs.get(IMAGE_INPUT)
     if image is not None and image.ndim == 4:
         return image.shape[1:]
-    return (len(rows.inputs),)
+    return (sum(most_features(rows.types[name], rows.inputs[name]) for name in rows.inputs),)
 
 
 def _without_missing(rows: Rows, policy: training_pb2.MissingPolicy.ValueType) -> Rows:
     for name, values in rows.inputs.items():
-        if np.isnan(values).all():
+        if are_missing(values).all():
             raise missing_value(1, name, "no row has a value in it; leave the column out")
-    if policy == training_pb2.MISSING_POLICY_IMPUTE_MEDIAN:
+    if policy not in (training_pb2.MISSING_POLICY_REFUSE, training_pb2.MISSING_POLICY_DROP_ROWS):
         return rows
     missing_B = np.zeros(len(rows.codes_B), np.bool_)
     for values in rows.inputs.values():
-        missing_B |= np.isnan(values[:, 0])
+        missing_B |= are_missing(values[:, 0])
     if policy == training_pb2.MISSING_POLICY_DROP_ROWS:
         return rows.keep(~missing_B)
     if missing_B.any():
         row = int(missing_B.argmax())
-        column = next(name for name, values in rows.inputs.items() if np.isnan(values[row, 0]))
+        column = next(
+            name for name, values in rows.inputs.items() if are_missing(values[row]).any()
+        )
         raise missing_value(
             int(rows.numbers_B[row]),
             column,
-            "fill the cell in, or choose to drop such rows or to impute the median",
+            "fill the cell in, or choose to drop such rows or to impute a value",
         )
     return rows
 
@@ -129,18 +145,19 @@ def _repeats(rows: Rows, policy: training_pb2.DuplicatePolicy.ValueType) -> NDAr
     """
     first: dict[bytes, int] = {}
     repeats_B = np.zeros(len(rows.codes_B), np.bool_)
-    columns = list(rows.inputs.values())
+    numbers = [values for values in rows.inputs.values() if values.dtype != np.object_]
+    words = [values for values in rows.inputs.values() if values.dtype == np.object_]
     for start in range(0, len(rows.codes_B), 1024):
+        parts = [values[start : start + 1024] for values in (*numbers, rows.codes_B)]
         # adding 0 makes -0.0 and 0.0 the same bytes
-        flat = [
-            c[start : start + 1024].reshape(len(c[start : start + 1024]), -1) + 0 for c in columns
-        ]
-        block = np.ascontiguousarray(np.concatenate(flat, axis=1))
-        codes = rows.codes_B[start : start + 1024]
-        for offset, (row, code) in enumerate(zip(block, codes.tolist(), strict=True)):
-            digest = hashlib.blake2b(row.tobytes() + b"%d" % code, digest_size=16).digest()
+        flat = [np.ascontiguousarray(part.reshape(len(part), -1) + 0) for part in parts]
+        block = np.concatenate([part.view(np.uint8) for part in flat], axis=1)
+        said = zip(*(values[start : start + 1024, 0] for values in words), strict=True)
+        for offset, row in enumerate(block):
+            digest = hashlib.blake2b(row.tobytes(), digest_size=16)
+            digest.update("\0".join(next(said, ())).encode())  # which no text holds
             index = start + offset
-            earlier = first.setdefault(digest, index)
+            earlier = first.setdefault(digest.digest(), index)
             if earlier == index:
                 continue
             repeats_B[index] = True

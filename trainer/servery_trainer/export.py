@@ -9,14 +9,15 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 from numpy.typing import NDArray
-from onnx import compose, helper, numpy_helper
+from onnx import compose, helper, numpy_helper, version_converter
 
 from servery_trainer import tf2onnx_handlers  # noqa: F401  registers operators
 from servery_trainer.preprocessing import BATCH, FloatArray, Preprocessing
 from servery_trainer.rows import LABEL_OUTPUT, PROBABILITIES_OUTPUT
 
 OPSET: Final = 18  # the newest that tf2onnx writes
-IR_VERSION: Final = 8
+ML_OPSET: Final = 3
+IR_VERSION: Final = 9  # of opset 20
 
 _FEATURES: Final = "features"
 
@@ -71,9 +72,12 @@ def to_onnx(
     Raises:
         ConversionError: The converter failed without saying so.
     """
+    outer = preprocessing.to_onnx("", "")
     network = _convert(classifier)
-    outer = preprocessing.to_onnx("", "").inputs
-    prefix = _unused_prefix([value.name for value in outer])
+    opset = max(outer.opset, OPSET)
+    if opset > OPSET:  # all of a graph is of one version
+        network = version_converter.convert_version(network, opset)
+    prefix = _unused_prefix([value.name for value in outer.inputs])
     network = compose.add_prefix(network, prefix)
     head = preprocessing.to_onnx(f"{prefix}{_FEATURES}", f"{prefix}preprocessing/")
     texts = numpy_helper.from_array(np.array(labels, np.object_), f"{prefix}labels")
@@ -100,7 +104,10 @@ def to_onnx(
     )
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[
+            helper.make_opsetid("", opset),
+            helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+        ],
         ir_version=IR_VERSION,
         producer_name="servery",
     )

@@ -4,7 +4,7 @@ from typing import Final
 
 import keras
 
-from servery_trainer.spec import Convolutional, Dense
+from servery_trainer.networks import Convolutional, Dense
 
 PARITY_TOLERANCES: Final[dict[type[Dense] | type[Convolutional], float]] = {
     Dense: 1e-4,

@@ -14,7 +14,7 @@ from servery.trainer.v1 import training_pb2
 from servery_trainer import bundle, export, families, parity, profiling, training
 from servery_trainer.evaluation import evaluate
 from servery_trainer.examples import Examples, load_examples
-from servery_trainer.preprocessing import fit_preprocessing
+from servery_trainer.fitting import fit_preprocessing
 from servery_trainer.spec import Spec
 from servery_trainer.split import Split, split_rows
 
@@ -52,7 +52,7 @@ def run(
         test_fraction=spec.test_fraction,
         seed=spec.training.seed,
     )
-    preprocessing = fit_preprocessing(spec, examples.take(split.train))
+    preprocessing = fit_preprocessing(spec, examples.types, examples.take(split.train))
 
     report(_phase(training_pb2.PHASE_TRAINING, spec))
     network = families.build(spec.family, preprocessing.feature_shape, len(examples.labels))

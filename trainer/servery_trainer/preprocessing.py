@@ -7,7 +7,7 @@ bit.
 Shape suffixes: B rows, F features, H height, W width, C channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -16,14 +16,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from servery.trainer.v1 import training_pb2
-from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.rows import IMAGE_INPUT
-from servery_trainer.spec import Spec, TabularTask
 
 FloatArray = NDArray[np.float32]
 BATCH = "batch"
 """Symbol of the first axis of every tensor."""
+
+NumberFill = Callable[[str, FloatArray], np.float32]
+"""From the name and the values of a column, NaN for a missing one, to what to put in for these."""
 
 _CHUNK = 1024
 
@@ -35,6 +35,8 @@ class GraphPart:
     inputs: Sequence[onnx.ValueInfoProto]
     nodes: Sequence[onnx.NodeProto]
     initializers: Sequence[onnx.TensorProto]
+    opset: int = 18
+    """Version of the standard operators that it needs at least."""
 
 
 class Preprocessing(Protocol):
@@ -56,50 +58,41 @@ class Preprocessing(Protocol):
         """
 
 
-def fit_preprocessing(spec: Spec, train: Mapping[str, NDArray[Any]]) -> Preprocessing:
-    """Fit what `spec` asks for on the training part, and nothing else.
-
-    Args:
-        spec: What to learn.
-        train: The inputs of the training part, at least one row.
-
-    Raises:
-        DatasetInvalidError: A column to impute has no value in the training part.
-    """
-    if isinstance(spec.task, TabularTask):
-        impute = spec.task.missing == training_pb2.MISSING_POLICY_IMPUTE_MEDIAN
-        return TablePreprocessing.fit(train, impute=impute)
-    return ImagePreprocessing.fit(train[IMAGE_INPUT])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePreprocessing:
-    """Imputes the median where asked, then standardises each column."""
+    """Fills in what is missing where asked, then standardises each column of numbers."""
 
     columns: tuple[str, ...]
-    medians: FloatArray | None
-    """Of each column, [F]. None: missing values stay NaN."""
+    fills: FloatArray | None
+    """What a missing value becomes, by column, [F]. None: it stays NaN."""
     means: FloatArray
     """Of each column, [F]."""
     deviations: FloatArray
     """Standard deviation of each column, [F]; 1 for a constant one."""
 
     @classmethod
-    def fit(cls, train: Mapping[str, NDArray[np.float32]], *, impute: bool) -> Self:
-        """Fit each column [B, 1]; see `fit_preprocessing`."""
-        medians, means, deviations = [], [], []
+    def fit(cls, train: Mapping[str, NDArray[np.float32]], *, fill: NumberFill | None) -> Self:
+        """Fit each column [B, 1].
+
+        Args:
+            train: The columns of the training part, at least one row.
+            fill: What to put in for missing values. None: nothing.
+
+        Raises:
+            DatasetInvalidError: `fill` needs a value, and a column has none.
+        """
+        fills, means, deviations = [], [], []
         for name, column in train.items():
             values = column[:, 0]
-            if impute:
-                median = _median(name, values)
-                medians.append(median)
-                values = np.where(np.isnan(values), median, values)
+            if fill:
+                fills.append(fill(name, values))
+                values = np.where(np.isnan(values), fills[-1], values)
             mean, deviation = _moments(values)
             means.append(mean)
             deviations.append(deviation)
         return cls(
             columns=tuple(train),
-            medians=np.array(medians, np.float32) if impute else None,
+            fills=np.array(fills, np.float32) if fill else None,
             means=np.array(means, np.float32),
             deviations=np.array(deviations, np.float32),
         )
@@ -112,8 +105,8 @@ class TablePreprocessing:
     def apply(self, inputs: Mapping[str, NDArray[Any]]) -> FloatArray:
         """See `Preprocessing`."""
         values_BF = np.concatenate([inputs[name] for name in self.columns], axis=1)
-        if self.medians is not None:
-            values_BF = np.where(np.isnan(values_BF), self.medians, values_BF)
+        if self.fills is not None:
+            values_BF = np.where(np.isnan(values_BF), self.fills, values_BF)
         with np.errstate(over="ignore"):
             return _float32((values_BF - self.means) / self.deviations)
 
@@ -123,20 +116,20 @@ class TablePreprocessing:
         nodes = [helper.make_node("Concat", list(self.columns), [names["table"]], axis=1)]
         constants = {f"{prefix}means": self.means, f"{prefix}deviations": self.deviations}
         filled = names["table"]
-        if self.medians is not None:
-            constants[f"{prefix}medians"] = self.medians
+        if self.fills is not None:
+            constants[f"{prefix}fills"] = self.fills
             filled = names["filled"]
             nodes += [
                 helper.make_node("IsNaN", [names["table"]], [names["missing"]]),
                 helper.make_node(
-                    "Where", [names["missing"], f"{prefix}medians", names["table"]], [filled]
+                    "Where", [names["missing"], f"{prefix}fills", names["table"]], [filled]
                 ),
             ]
         nodes += _standardise(filled, names["centred"], features, prefix)
         return GraphPart(
             inputs=[_float_input(name) for name in self.columns],
             nodes=nodes,
-            initializers=_initializers(constants),
+            initializers=initializers(constants),
         )
 
 
@@ -183,7 +176,7 @@ class ImagePreprocessing:
         return GraphPart(
             inputs=[image],
             nodes=[cast, *_standardise(pixels, centred, features, prefix)],
-            initializers=_initializers(
+            initializers=initializers(
                 {f"{prefix}means": self.mean, f"{prefix}deviations": self.deviation}
             ),
         )
@@ -200,23 +193,9 @@ def _float_input(name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [BATCH, 1])
 
 
-def _initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
-    return [
-        numpy_helper.from_array(np.asarray(value, np.float32), name)
-        for name, value in constants.items()
-    ]
-
-
-def _median(column: str, values: FloatArray) -> np.float32:
-    present = values[~np.isnan(values)]
-    if not len(present):
-        raise DatasetInvalidError(
-            Problem.MISSING_VALUE,
-            f"column {column!r} has no value in any row of the training part; leave it out of the"
-            " features",
-            column=column,
-        )
-    return np.float32(np.median(present.astype(np.float64)))
+def initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
+    """Return constants of a graph by name; arrays of objects are texts."""
+    return [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
 
 
 def _moments(values: NDArray[Any]) -> tuple[np.float32, np.float32]:
@@ -231,3 +210,36 @@ def _moments(values: NDArray[Any]) -> tuple[np.float32, np.float32]:
 
 def _float32(values: NDArray[Any]) -> FloatArray:
     return values.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedPreprocessing:
+    """Puts the features of several parts, each of rank 2, side by side."""
+
+    parts: Sequence[Preprocessing]
+    columns: Sequence[str]
+    """The inputs of all parts, in the order of the graph."""
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """See `Preprocessing`."""
+        return (sum(part.feature_shape[0] for part in self.parts),)
+
+    def apply(self, inputs: Mapping[str, NDArray[Any]]) -> FloatArray:
+        """See `Preprocessing`."""
+        return np.concatenate([part.apply(inputs) for part in self.parts], axis=1)
+
+    def to_onnx(self, features: str, prefix: str) -> GraphPart:
+        """See `Preprocessing`."""
+        names = [f"{prefix}part{index}" for index in range(len(self.parts))]
+        graphs = [
+            part.to_onnx(name, f"{name}/") for part, name in zip(self.parts, names, strict=True)
+        ]
+        inputs = {value.name: value for graph in graphs for value in graph.inputs}
+        join = helper.make_node("Concat", names, [features], axis=1)
+        return GraphPart(
+            inputs=[inputs[name] for name in self.columns],
+            nodes=[*(node for graph in graphs for node in graph.nodes), join],
+            initializers=[tensor for graph in graphs for tensor in graph.initializers],
+            opset=max(graph.opset for graph in graphs),
+        )

@@ -8,9 +8,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from servery_trainer import archives, tables
+from servery.trainer.v1 import dataset_pb2
+from servery.trainer.v1.dataset_pb2 import ColumnType
+from servery_trainer import archives, columns, tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
-from servery_trainer.spec import ImageTask, TabularTask
+from servery_trainer.tasks import ImageTask, TabularTask
 
 IMAGE_INPUT: Final = "image"
 LABEL_OUTPUT: Final = "label"
@@ -27,9 +29,12 @@ class Rows:
     """
 
     inputs: dict[str, NDArray[Any]]
-    """By input of the graph, in its order: for a table one float32 [B, 1] per column, NaN for a
-    missing value; for images `image` [B, height, width, channel] of the dataset's dtype (float32
-    for float64)."""
+    """By input of the graph, in its order: for a table one [B, 1] per column, of float32 with NaN
+    for a missing value, or of `str` objects with "" for one; for images `image` [B, height, width,
+    channel] of the dataset's dtype (float32 for float64)."""
+
+    types: Mapping[str, ColumnType.ValueType]
+    """What each column of a table is; empty for images."""
 
     codes_B: NDArray[np.int64]
     """The class of each row, an index of `labels`."""
@@ -46,6 +51,7 @@ class Rows:
             return self
         return Rows(
             inputs={name: values[mask_B] for name, values in self.inputs.items()},
+            types=self.types,
             codes_B=self.codes_B[mask_B],
             labels=self.labels,
             numbers_B=self.numbers_B[mask_B],
@@ -57,12 +63,16 @@ def read_table(task: TabularTask, path: Path) -> Rows:
 
     Raises:
         DatasetInvalidError: A column is missing or named like an output of the model, a feature
-            holds something else than numbers, or a row has no class.
+            holds something that is not of its type, or a row has no class.
     """
     header = tables.read_header(path)
     features = task.features or tuple(name for name in header if name != task.target)
     _check_columns(header, features, task.target)
-    parts: list[list[NDArray[np.float32]]] = [[] for _ in features]
+    inferred = columns.infer_types(
+        path, header, [name for name in features if name not in task.column_types]
+    )
+    types = [task.column_types.get(name) or inferred[name] for name in features]
+    parts: list[list[NDArray[Any]]] = [[] for _ in features]
     targets: list[str] = []
     for block in tables.read_blocks(path, header, [*features, task.target]):
         *cells, target = block.columns
@@ -70,8 +80,8 @@ def read_table(task: TabularTask, path: Path) -> Rows:
             row = block.first_row + target.is_null().to_pylist().index(True)
             raise missing_value(row, task.target, "give it a class or remove the row")
         targets += target.to_pylist()
-        for part, numbers in zip(parts, _numbers(block, cells, features), strict=True):
-            part.append(numbers)
+        for part, values in zip(parts, _values(block, cells, features, types), strict=True):
+            part.append(values)
     if not targets:
         raise tables.no_rows()
     inputs = {
@@ -79,7 +89,11 @@ def read_table(task: TabularTask, path: Path) -> Rows:
     }
     codes_B, labels = encode_labels(targets)
     return Rows(
-        inputs=inputs, codes_B=codes_B, labels=labels, numbers_B=np.arange(1, len(targets) + 1)
+        inputs=inputs,
+        types=dict(zip(features, types, strict=True)),
+        codes_B=codes_B,
+        labels=labels,
+        numbers_B=np.arange(1, len(targets) + 1),
     )
 
 
@@ -107,25 +121,47 @@ def _check_columns(header: Sequence[str], features: Sequence[str], target: str) 
         )
 
 
-def _numbers(
-    block: tables.Block, cells: Sequence[Any], features: Sequence[str]
-) -> list[NDArray[np.float32]]:
+def _values(
+    block: tables.Block,
+    cells: Sequence[Any],
+    features: Sequence[str],
+    types: Sequence[ColumnType.ValueType],
+) -> list[NDArray[Any]]:
     """Parse the features of a block; of several bad cells the one in the first row is named."""
-    parsed, bad = [], []
-    for index, column in enumerate(cells):
-        numbers, wrong = tables.parse_numbers(column)
-        with np.errstate(over="ignore"):
-            narrow = numbers.astype(np.float32)
-        if wrong is None and np.isinf(narrow).any():
-            wrong = int(np.isinf(narrow).argmax())
+    parsed: list[NDArray[Any]] = []
+    bad = []
+    for index, (column, kind) in enumerate(zip(cells, types, strict=True)):
+        if kind == dataset_pb2.COLUMN_TYPE_NUMERIC:
+            values, wrong = _numbers(column)
+        else:
+            wrong = columns.first_wrong(column, kind)
+            values = columns.texts(column, kind)
         if wrong is not None:
             bad.append((wrong, index))
-        parsed.append(narrow)
+        parsed.append(values)
     if bad:
         row, index = min(bad)
-        value = cells[index][row].as_py()
-        raise tables.not_a_number(block.first_row + row, features[index], value)
+        place, value = (block.first_row + row, features[index]), cells[index][row].as_py()
+        if types[index] == dataset_pb2.COLUMN_TYPE_NUMERIC:
+            raise tables.not_a_number(*place, value)
+        raise columns.wrong_type(*place, value, types[index])
     return parsed
+
+
+def _numbers(cells: Any) -> tuple[NDArray[Any], int | None]:
+    """See `tables.parse_numbers`; also a number beyond float32 is none."""
+    numbers, wrong = tables.parse_numbers(cells)
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(np.float32)
+    if wrong is None and np.isinf(narrow).any():
+        wrong = int(np.isinf(narrow).argmax())
+    return narrow, wrong
+
+
+def are_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which values of an input are missing."""
+    mask: NDArray[np.bool_] = values == "" if values.dtype == np.object_ else np.isnan(values)
+    return mask
 
 
 def missing_value(row: int, column: str, way_out: str) -> DatasetInvalidError:
@@ -165,6 +201,7 @@ def read_images(task: ImageTask, path: Path) -> Rows:
     codes_B, labels = encode_labels(_class_texts(classes, task.labels))
     return Rows(
         inputs={IMAGE_INPUT: images[..., None] if images.ndim == 3 else images},
+        types={},
         codes_B=codes_B,
         labels=labels,
         numbers_B=np.arange(1, len(images) + 1),

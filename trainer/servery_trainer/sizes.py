@@ -4,7 +4,8 @@ from math import prod
 from typing import Final
 
 from servery_rpc.errors import FieldInvalidError
-from servery_trainer.spec import ROOT, Convolutional, Dense
+from servery_trainer.networks import Convolutional, Dense
+from servery_trainer.spec import ROOT
 
 MAX_PARAMETERS: Final = 100_000_000
 """400 MB of weights, about 1.6 GB in training; an ONNX file without external data ends at 2 GB."""

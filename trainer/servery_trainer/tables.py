@@ -218,12 +218,17 @@ def parse_numbers(cells: Any) -> tuple[NDArray[np.float64], int | None]:
     return values, int(bad.argmax()) if bad.any() else None
 
 
+def are_numbers(cells: Any) -> Any:
+    """Tell which cells are written as decimal numbers, as a `pyarrow.BooleanArray`."""
+    return pc.match_substring_regex(cells, _NUMBER)
+
+
 def not_a_number(row: int, column: str, value: str) -> DatasetInvalidError:
     """Say that a cell of a numeric column holds something else."""
     return DatasetInvalidError(
         Problem.NOT_A_NUMBER,
         f"row {row}, column {column!r} holds {shown(value)!r}, which is not a number; correct the"
-        " cell, empty it, or leave the column out of the features",
+        " cell, empty it, set the type of the column to TEXT, or leave it out of the features",
         row=row,
         column=column,
     )
