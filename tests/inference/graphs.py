@@ -29,6 +29,7 @@ ONNX_TYPES = {
     "FP64": TensorProto.DOUBLE,
     "BF16": TensorProto.BFLOAT16,
     "BYTES": TensorProto.STRING,
+    "FP8": TensorProto.FLOAT8E4M3FN,
 }
 
 

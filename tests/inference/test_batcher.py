@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher, Result
 from servery_inference.costs import Costs
-from servery_inference.engine import Engine, EngineSettings, open_engine
+from servery_inference.engine import Engine, open_engine
 from servery_inference.execution import Execution
+from servery_inference.options import ModelOptions
 from servery_inference.queueing import QueuePolicy, QueueTimeoutError, Room
 from servery_inference.request import Terms
 from servery_inference.statistics import ModelStatistics
@@ -33,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 def _engine(folder: Path, graph: bytes) -> Engine:
     (folder / "model.onnx").write_bytes(graph)
-    return open_engine(folder / "model.onnx", EngineSettings())
+    return open_engine(folder / "model.onnx", ModelOptions())
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def truncated() -> bytes:
         pytest.param(b"", id="empty"),
         pytest.param(b"not a graph", id="garbage"),
         pytest.param(truncated(), id="cut off"),
-        pytest.param(graphs.identity("BF16"), id="a type that cannot travel"),
+        pytest.param(graphs.identity("FP8"), id="a type that cannot travel"),
     ],
 )
 async def test_a_bad_graph_is_unavailable_with_a_reason_and_the_others_serve(

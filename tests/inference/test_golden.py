@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from servery_inference.engine import EngineSettings, LoadFailedError, open_engine
+from servery_inference.engine import LoadFailedError, open_engine
 from servery_inference.golden import Golden, relative_error
+from servery_inference.options import ModelOptions
 from tests.inference import graphs
 
 NAN, INF = float("nan"), float("inf")
@@ -22,7 +23,7 @@ def f4(*rows: list[float]) -> graphs.Array:
 def check(tmp_path: Path, graph: bytes, golden: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(graph)
     (tmp_path / "golden.npz").write_bytes(golden)
-    engine = open_engine(tmp_path / "model.onnx", EngineSettings())
+    engine = open_engine(tmp_path / "model.onnx", ModelOptions())
     Golden.read(tmp_path / "golden.npz").check(engine)
 
 

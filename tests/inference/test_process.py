@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY, generate_latest
 
 from servery_inference.cores import usable_cores
 from servery_inference.engine import require_provider
-from servery_inference.loading import inline_elements
 from servery_inference.settings import InferenceSettings
+from servery_inference.warmup import inline_elements
 from tests.inference.calling import failure, infer_request, stub
 
 

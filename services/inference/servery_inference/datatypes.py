@@ -1,7 +1,6 @@
 """The datatypes of the Open Inference Protocol, and what ONNX Runtime and NumPy call them.
 
-BF16 is missing: NumPy has no such type, so a model with a BF16 input or output is refused when it
-is loaded.
+NumPy has no BF16: its elements are held as the 16 bits they are.
 """
 
 from __future__ import annotations  # Values of enums have a type in the stubs only.
@@ -25,10 +24,13 @@ class Datatype:
     """How ONNX Runtime writes the type of a tensor of it, such as `tensor(float)`."""
 
     numpy: np.dtype[Any]
-    """Little endian; object, holding `str`, for BYTES."""
+    """Little endian; object, holding `str`, for BYTES; the bits alone if not `is_numpy`."""
 
     contents: str | None
     """The field of `InferTensorContents` that carries it; None if it travels raw only."""
+
+    is_numpy: bool = True
+    """Whether NumPy knows the type."""
 
     @property
     def config(self) -> pb.DataType.ValueType:
@@ -42,6 +44,7 @@ class Datatype:
 
 
 BYTES: Final = Datatype("BYTES", "tensor(string)", np.dtype(object), "bytes_contents")
+BFLOAT16: Final = Datatype("BF16", "tensor(bfloat16)", np.dtype("<u2"), None, is_numpy=False)
 
 DATATYPES: Final = (
     Datatype("BOOL", "tensor(bool)", np.dtype(np.bool_), "bool_contents"),
@@ -56,6 +59,7 @@ DATATYPES: Final = (
     Datatype("FP16", "tensor(float16)", np.dtype("<f2"), None),
     Datatype("FP32", "tensor(float)", np.dtype("<f4"), "fp32_contents"),
     Datatype("FP64", "tensor(double)", np.dtype("<f8"), "fp64_contents"),
+    BFLOAT16,
     BYTES,
 )
 

@@ -4,23 +4,25 @@ Sessions are safe to use from several threads. ONNX Runtime releases the interpr
 loads and runs.
 """
 
+import ctypes
+import itertools
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Final
 
+import numpy as np
 import onnxruntime as ort
 
+from servery_inference.datatypes import BFLOAT16
+from servery_inference.options import PROVIDERS, ModelOptions, Provider
 from servery_inference.request import Array
-from servery_inference.signature import Signature, SignatureUnsupportedError
+from servery_inference.signature import Shape, Signature, SignatureUnsupportedError, refitted
 
-Provider = Literal["cpu", "cuda"]
-PROVIDERS: Final[Mapping[str, str]] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-}
+_ONNX_BFLOAT16: Final = 16  # Of `onnx.TensorProto`.
 _LOG_FATAL: Final = 4
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w.])/[^\s:'\"]+")
 _SHOWN_CHARACTERS: Final = 300
@@ -55,28 +57,41 @@ class RunEndedError(Exception):
     """A run was ended from outside, before it had a result."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How sessions run."""
-
-    provider: Provider = "cpu"
-
-    intra_op_threads: int = 1
-    """Threads that share one run. More than 1 shortens long runs and costs throughput."""
-
-    auto_max_batch_size: int = 8192
-    """`max_batch_size` of models that can batch and do not say how much; 0: they do not batch."""
-
-
 class Engine:
-    """A graph ready to run."""
+    """A graph ready to run.
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+    Args:
+        sessions: Of the same graph, one for each device; runs take turns.
+        outputs: Shapes to give outputs that the graph gives in another one: by name, the free
+            axes as -1 in both, the graph's first.
+    """
+
+    def __init__(
+        self,
+        sessions: Sequence[ort.InferenceSession],
+        outputs: Mapping[str, tuple[Shape, Shape]] = MappingProxyType({}),
+    ) -> None:
+        self._sessions = sessions
+        self._turns = itertools.cycle(sessions)
+        self._outputs = outputs
+        first = sessions[0]
         try:
-            self.signature = Signature.of(session.get_inputs(), session.get_outputs())
+            self.signature = Signature.of(
+                first.get_inputs(), first.get_outputs(), first.get_overridable_initializers()
+            )
         except SignatureUnsupportedError as error:
             raise LoadFailedError(str(error)) from None
+        tensors = (*self.signature.inputs.values(), *self.signature.outputs.values())
+        self._is_numpy = all(tensor.datatype.is_numpy for tensor in tensors)
+
+    def offering(self, signature: Signature) -> "Engine":
+        """Return the engine with outputs as a model offers them, not as the graph has them."""
+        reshaped = {
+            tensor.name: (tensor.inner, tensor.shape)
+            for tensor in signature.outputs.values()
+            if tensor.inner is not None
+        }
+        return Engine(self._sessions, reshaped) if reshaped else self
 
     def run(
         self,
@@ -96,14 +111,58 @@ class Engine:
             RunEndedError: `options.terminate` was set.
         """
         try:
-            results: list[Array] = self._session.run(outputs, feed, options)
+            session = next(self._turns)
+            if self._is_numpy:
+                results: list[Array] = session.run(outputs, feed, options)
+            else:
+                results = _run_values(session, outputs, feed, self.signature, options)
         except _DATA_FAULTS as error:
             raise RunFailedError(_explained(error)) from None
         except _FAULTS.Fail as error:  # What a kernel reports, of values and of being told to stop.
             if options is not None and options.terminate:
                 raise RunEndedError from None
             raise RunFailedError(_explained(error)) from None
-        return results
+        if not self._outputs:
+            return results
+        return [self._reshaped(name, value) for name, value in zip(outputs, results, strict=True)]
+
+    def _reshaped(self, name: str, value: Array) -> Array:
+        if name not in self._outputs:
+            return value
+        inner, offered = self._outputs[name]
+        return value.reshape(refitted(value.shape, inner, offered))
+
+
+def _run_values(
+    session: ort.InferenceSession,
+    outputs: Sequence[str],
+    feed: Mapping[str, Array],
+    signature: Signature,
+    options: ort.RunOptions | None,
+) -> list[Array]:
+    """Run with types that NumPy does not have: their bits travel as unsigned integers."""
+    tensors = {**signature.inputs, **signature.optional_inputs}
+    values = {
+        name: ort.OrtValue.ortvalue_from_numpy(array)
+        if tensors[name].datatype.is_numpy
+        else ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.ascontiguousarray(array), _ONNX_BFLOAT16
+        )
+        for name, array in feed.items()
+    }
+    return [
+        _bits(value) if value.data_type() == BFLOAT16.onnx else value.numpy()
+        for value in session.run_with_ort_values(outputs, values, options)
+    ]
+
+
+def _bits(value: ort.OrtValue) -> Array:
+    shape = tuple(value.shape())
+    count = math.prod(shape)
+    if not count:
+        return np.empty(shape, BFLOAT16.numpy)
+    cells = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+    return np.array(cells, BFLOAT16.numpy).reshape(shape)
 
 
 def require_provider(provider: Provider) -> None:
@@ -122,32 +181,32 @@ def require_provider(provider: Provider) -> None:
         ort.preload_dlls()
 
 
-def open_engine(graph: Path, settings: EngineSettings) -> Engine:
+def open_engine(graph: Path, options: ModelOptions) -> Engine:
     """Load `graph`, with external data only from beside it. Blocks; takes seconds for large graphs.
 
     Raises:
         LoadFailedError: It is no graph that this provider runs.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _LOG_FATAL  # What goes wrong arrives as an exception.
-    # A pool that spins takes the cores that the transport works on.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = PROVIDERS[settings.provider]
-    providers = [wanted] if settings.provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    return Engine([_open_session(graph, options, device) for device in options.device_ids])
+
+
+def _open_session(graph: Path, options: ModelOptions, device_id: int) -> ort.InferenceSession:
+    session_options = options.session_options()
+    session_options.log_severity_level = _LOG_FATAL  # What goes wrong arrives as an exception.
+    providers = options.providers(device_id)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # The check below is stricter.
-            session = ort.InferenceSession(graph, options, providers=providers)
+            session = ort.InferenceSession(graph, session_options, providers=providers)
     except _LOAD_FAULTS as error:
         raise LoadFailedError(f"ONNX Runtime cannot load the graph: {_explained(error)}") from None
+    wanted = providers[0][0]
     if wanted not in session.get_providers():  # It falls back in silence.
         raise LoadFailedError(
             f"{wanted} cannot be used on this machine, and running on another one silently is not"
-            " wanted; check the driver, or start with --execution-provider cpu"
+            " wanted; check the driver and the number of the device, or use KIND_CPU"
         )
-    return Engine(session)
+    return session
 
 
 def _explained(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """From the files of a version to one that may answer: load, prove, warm.
 
-All of it blocks and runs on one thread of low priority, so that serving goes on meanwhile.
+All of it blocks and runs on a thread of its own, so that serving goes on meanwhile.
 """
 
 import asyncio
@@ -8,8 +8,7 @@ import contextlib
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,30 +16,22 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-import numpy as np
-
+from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference import golden
+from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
 from servery_inference.classification import read_labels
 from servery_inference.cores import usable_cores
-from servery_inference.engine import (
-    Engine,
-    EngineSettings,
-    LoadFailedError,
-    RunFailedError,
-    open_engine,
-)
+from servery_inference.engine import Engine, LoadFailedError, RunFailedError, open_engine
 from servery_inference.golden import Golden
-from servery_inference.model_config import GivenConfig, resolve
-from servery_inference.request import Array
+from servery_inference.model_config import GRAPH, GivenConfig, offered, resolve
+from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
 from servery_inference.servable import Servable
-from servery_inference.signature import Signature
+from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog
 
-GRAPH: Final = "model.onnx"
-WARM_UP_ROWS: Final = (1, 2, 8)
-_REPEATS: Final = 3
-_INLINE_S: Final = 0.001
-_BEYOND_MEASURED: Final = 8
+UNKNOWN_ROWS: Final = (1, 2, 8)
+"""Sizes of the first axis to try where it is free and yet no batch."""
+
 _NICENESS: Final = 10
 
 T = TypeVar("T")
@@ -65,37 +56,43 @@ class Bundle:
         return self.folder / (self.config.message.default_model_filename or GRAPH)
 
 
-class Loader:
-    """Makes servables out of bundles, one after the other."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a servable is made of."""
 
-    def __init__(
-        self, settings: EngineSettings, watchdog: Watchdog, quiet: Executor, runs: Executor
-    ) -> None:
+    engine: Engine
+    config: ModelConfig
+    labels: Mapping[str, Sequence[str]]
+    warmth: Warmth
+
+
+class Loader:
+    """Makes servables out of bundles, one after the other.
+
+    Args:
+        settings: How sessions run whose config does not say otherwise.
+        ledger: What models may use of memory.
+        threads: What brings models up, and what runs them.
+    """
+
+    def __init__(self, settings: EngineSettings, ledger: MemoryLedger, threads: "_Threads") -> None:
         self._settings = settings
-        self._watchdog = watchdog
-        self._quiet = quiet
-        self._runs = runs
+        self._ledger = ledger
+        self._threads = threads
+        self._held: dict[Servable, int] = {}
 
     @classmethod
     @contextmanager
-    def open(cls, settings: EngineSettings) -> Iterator[Self]:
+    def open(
+        cls, settings: EngineSettings, memory_limit_bytes: int | None = None
+    ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
-        # ONNX Runtime's own threads inherit the priority of the one that makes the session, and
-        # would keep it while they serve.
-        lower = _lower_priority if settings.intra_op_threads == 1 else None
-        workers = max(1, usable_cores() // settings.intra_op_threads)
-        quiet = ThreadPoolExecutor(1, "loading", initializer=lower)
-        runs = ThreadPoolExecutor(workers, "running")
-        try:
-            with Watchdog.watching() as watchdog:
-                yield cls(settings, watchdog, quiet, runs)
-        finally:
-            quiet.shutdown(wait=False, cancel_futures=True)
-            runs.shutdown(wait=False, cancel_futures=True)
+        with _threads(usable_cores()) as threads:
+            yield cls(settings, MemoryLedger(memory_limit_bytes), threads)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._quiet, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads.quiet, work)
 
     async def load(self, model: str, version: int, bundle: Bundle) -> Servable:
         """Load a version and prove it on its golden rows.
@@ -103,16 +100,75 @@ class Loader:
         Raises:
             LoadFailedError: It must not answer requests.
         """
-        folder = bundle.folder
-        engine, inline_elements = await self.quietly(lambda: _prepare(bundle, self._settings))
-        config = resolve(model, bundle.config, engine.signature, self._settings.auto_max_batch_size)
-        labels = await self.quietly(partial(read_labels, config, (folder.parent, folder)))
-        return Servable(
-            model, version, engine, config, labels, inline_elements, self._watchdog, self._runs
-        )
+        if bundle.config.is_ensemble:
+            raise LoadFailedError("ensembles are not offered")
+        try:
+            options = ModelOptions.of(bundle.config.message, self._settings)
+        except OptionsUnsupportedError as error:
+            raise LoadFailedError(str(error)) from None
+        needed_bytes = await self.quietly(partial(_size_bytes, bundle, options))
+        self._ledger.reserve(needed_bytes)
+        try:
+            prepared = await self._prepared(model, bundle, options)
+            servable = self._servable(model, version, prepared, options)
+        except BaseException:
+            self._ledger.release(needed_bytes)
+            raise
+        self._held[servable] = needed_bytes
+        return servable
 
     def release(self, servable: Servable) -> None:
-        """Take back what a servable held that answers nobody any more."""
+        """Take back the memory of a servable that answers nobody any more."""
+        self._ledger.release(self._held.pop(servable, 0))
+
+    async def _prepared(self, model: str, bundle: Bundle, options: ModelOptions) -> Prepared:
+        # ONNX Runtime's own threads inherit the priority of the one that makes the session, and
+        # would keep it while they serve.
+        threads = self._threads
+        executor = threads.quiet if options.num_threads == 1 else threads.unhurried
+        work = partial(_prepare, model, bundle, options, self._settings)
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+    def _servable(
+        self, model: str, version: int, prepared: Prepared, options: ModelOptions
+    ) -> Servable:
+        threads = self._threads
+        return Servable(
+            model,
+            version,
+            prepared.engine,
+            prepared.config,
+            prepared.labels,
+            prepared.warmth.inline_elements,
+            threads.watchdog,
+            BudgetedExecutor(threads.runs, threads.budget, options.num_threads),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Threads:
+    quiet: Executor
+    """Loads, at low priority, so that serving goes on meanwhile."""
+
+    unhurried: Executor
+    """Loads models that have threads of their own, which would inherit the priority."""
+
+    runs: Executor
+    budget: ThreadBudget
+    watchdog: Watchdog
+
+
+@contextmanager
+def _threads(cores: int) -> Iterator[_Threads]:
+    quiet = ThreadPoolExecutor(1, "loading", initializer=_lower_priority)
+    unhurried = ThreadPoolExecutor(1, "loading-wide")
+    runs = ThreadPoolExecutor(cores, "running")
+    try:
+        with Watchdog.watching() as watchdog:
+            yield _Threads(quiet, unhurried, runs, ThreadBudget(cores), watchdog)
+    finally:
+        for executor in (quiet, unhurried, runs):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _lower_priority() -> None:
@@ -120,70 +176,47 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _prepare(bundle: Bundle, settings: EngineSettings) -> tuple[Engine, int]:
-    engine = open_engine(bundle.graph, settings)
+def _prepare(
+    model: str, bundle: Bundle, options: ModelOptions, settings: EngineSettings
+) -> Prepared:
+    engine = open_engine(bundle.graph, options)
+    config = resolve(model, bundle.config, engine.signature, options, settings.auto_max_batch_size)
     rows = bundle.folder / golden.FILE
-    if rows.exists():
-        proof = Golden.read(rows)
+    proof = Golden.read(rows) if rows.exists() else None
+    if proof is not None:
         proof.check(engine)
-        return engine, warm_up(engine, proof.rows if engine.signature.is_batched else None)
-    if bundle.golden_required:
+    elif bundle.golden_required:
         raise LoadFailedError(f"the bundle has no {golden.FILE}")
+    run_samples(engine, config, bundle.folder.parent)
+    warmth = _warm(engine, config, proof, bundle.config.names_max_batch_size)
+    labels = read_labels(config, (bundle.folder.parent, bundle.folder))
+    return Prepared(engine.offering(offered(config)), config, labels, warmth)
+
+
+def _warm(
+    engine: Engine,
+    config: ModelConfig,
+    proof: Golden | None,
+    is_chosen: bool,  # noqa: FBT001
+) -> Warmth:
+    can_batch = engine.signature.is_batched
+    if config.max_batch_size:
+        preferred = tuple(config.dynamic_batching.preferred_batch_size)
+        sizes = batch_sizes(config.max_batch_size, preferred)
+    else:
+        sizes = list(UNKNOWN_ROWS) if can_batch else [1]
+    rows = proof.rows if proof and can_batch else None
     try:
-        return engine, warm_up(engine, None)
+        return warm_up(engine, rows, sizes, all_sizes=is_chosen)
     except RunFailedError as error:
+        if proof is not None:
+            raise LoadFailedError(f"it cannot be warmed up: {error}") from None
         # Zeros are no real input: what refuses them may still be a good model.
         log.warning("not warmed up, zeros are refused: %s", error)
-        return engine, 0
+        return Warmth(0)
 
 
-def warm_up(engine: Engine, rows: Callable[[int], dict[str, Array]] | None) -> int:
-    """Run a graph at several batch sizes until its buffers are there and its speed is known.
-
-    Args:
-        engine: The graph.
-        rows: Returns that many rows of real input; None for zeros.
-
-    Returns:
-        Up to how many input elements a run takes less than a millisecond, extrapolated to at most
-        8 times the largest batch that was measured; 0 if even one row takes longer.
-
-    Raises:
-        RunFailedError: The graph refuses the input.
-    """
-    signature = engine.signature
-    make = rows or (lambda count: _zeros(signature, count))
-    points: list[tuple[int, float]] = []
-    for count in WARM_UP_ROWS if signature.is_batched else WARM_UP_ROWS[:1]:
-        feed = make(count)
-        seconds = min(_seconds(engine, feed) for _ in range(_REPEATS))
-        points.append((sum(array.size for array in feed.values()), seconds))
-    return inline_elements(points)
-
-
-def inline_elements(points: list[tuple[int, float]]) -> int:
-    """Extrapolate `(elements, seconds)`, by rising size, to what runs in under a millisecond."""
-    (small, fast), (large, slow) = points[0], points[-1]
-    if fast >= _INLINE_S:
-        return 0
-    if small == large:
-        return small
-    per_element = max((slow - fast) / (large - small), 1e-12)
-    return min(small + int((_INLINE_S - fast) / per_element), large * _BEYOND_MEASURED)
-
-
-def _seconds(engine: Engine, feed: dict[str, Array]) -> float:
-    start = time.perf_counter()
-    engine.run(feed, list(engine.signature.outputs))
-    return time.perf_counter() - start
-
-
-def _zeros(signature: Signature, count: int) -> dict[str, Array]:
-    feed: dict[str, Array] = {}
-    for tensor in signature.inputs.values():
-        free = [1 if size == -1 else size for size in tensor.shape]
-        if signature.is_batched:
-            free[0] = count
-        empty = "" if tensor.datatype.is_bytes else 0
-        feed[tensor.name] = np.full(free, empty, tensor.datatype.numpy)
-    return feed
+def _size_bytes(bundle: Bundle, options: ModelOptions) -> int:
+    """What a model is accounted with: its files, once for every device."""
+    files = sum(path.stat().st_size for path in bundle.folder.iterdir() if path.is_file())
+    return files * len(options.device_ids)

@@ -16,6 +16,7 @@ from google.protobuf import json_format, text_format
 from servery.inference.v1 import model_config_pb2 as pb
 from servery_inference.datatypes import BY_CONFIG
 from servery_inference.engine import LoadFailedError
+from servery_inference.options import ModelOptions
 from servery_inference.signature import Signature, Tensor
 
 FILE: Final = "config.pbtxt"
@@ -101,7 +102,11 @@ def read_config(folder: Path) -> GivenConfig:
 
 
 def resolve(
-    model: str, given: GivenConfig, graph: Signature, auto_max_batch_size: int
+    model: str,
+    given: GivenConfig,
+    graph: Signature,
+    options: ModelOptions,
+    auto_max_batch_size: int,
 ) -> pb.ModelConfig:
     """Complete `given` from a graph, and fill in what clients expect to find.
 
@@ -113,6 +118,7 @@ def resolve(
         model: Name on the wire.
         given: What was written.
         graph: What the graph declares.
+        options: How the model runs.
         auto_max_batch_size: 0 to guess no batching.
 
     Raises:
@@ -122,9 +128,12 @@ def resolve(
     config.CopyFrom(given.message)
     _check_names(model, config)
     _complete_batching(config, given, graph, auto_max_batch_size)
-    _complete_tensors("input", config.input, graph.inputs, config.max_batch_size)
-    _complete_tensors("output", config.output, graph.outputs, config.max_batch_size)
-    _fill_in(model, config)
+    _complete_tensors(
+        "input", config.input, graph.inputs, graph.optional_inputs, config.max_batch_size
+    )
+    _complete_tensors("output", config.output, graph.outputs, {}, config.max_batch_size)
+    _check_optional(config, graph)
+    _fill_in(model, config, options)
     return config
 
 
@@ -133,13 +142,16 @@ def offered(config: pb.ModelConfig) -> Signature:
     return Signature(
         {io.name: _tensor(io, config.max_batch_size) for io in config.input},
         {io.name: _tensor(io, config.max_batch_size) for io in config.output},
-        config.max_batch_size,
+        max_batch_size=config.max_batch_size,
     )
 
 
 def _tensor(io: _Io, max_batch_size: int) -> Tensor:
     batch = (-1,) if max_batch_size else ()
-    return Tensor(io.name, BY_CONFIG[io.data_type], (*batch, *io.dims))
+    shape, inner = (*batch, *io.dims), (*batch, *_inner(io))
+    optional = isinstance(io, pb.ModelInput) and io.optional
+    datatype = BY_CONFIG[io.data_type]
+    return Tensor(io.name, datatype, shape, inner if inner != shape else None, optional)
 
 
 def _inner(io: _Io) -> list[int]:
@@ -188,6 +200,7 @@ def _complete_tensors(
     kind: str,
     listed: Any,
     graph: Mapping[str, Tensor],
+    optional: Mapping[str, Tensor],
     max_batch_size: int,
 ) -> None:
     if not listed:
@@ -195,7 +208,7 @@ def _complete_tensors(
             listed.add(name=name)
     seen: set[str] = set()
     for io in listed:
-        tensor: Tensor | None = graph.get(io.name)
+        tensor: Tensor | None = graph.get(io.name) or optional.get(io.name)
         if tensor is None:
             allowed = ", ".join(graph)
             raise LoadFailedError(
@@ -210,6 +223,14 @@ def _complete_tensors(
             f"the config has {len(seen)} inputs, but the graph has {len(graph)}; it lacks"
             f" {', '.join(repr(name) for name in missing)}"
         )
+
+
+def _check_optional(config: pb.ModelConfig, graph: Signature) -> None:
+    for io in config.input:
+        if io.optional and io.name in graph.inputs:
+            raise LoadFailedError(
+                f"input '{io.name}' is optional in the config, but the graph has no default for it"
+            )
 
 
 def _complete_tensor(kind: str, io: _Io, tensor: Tensor, max_batch_size: int) -> None:
@@ -269,7 +290,7 @@ def _volumes(shape: Sequence[int]) -> list[int]:
     return volumes
 
 
-def _fill_in(model: str, config: pb.ModelConfig) -> None:
+def _fill_in(model: str, config: pb.ModelConfig, options: ModelOptions) -> None:
     config.name = model
     config.platform = PLATFORM
     config.backend = BACKEND
@@ -285,8 +306,11 @@ def _fill_in(model: str, config: pb.ModelConfig) -> None:
             batching.preferred_batch_size.append(config.max_batch_size)
     if not config.instance_group:
         config.instance_group.add(name=model)
+    num_groups = len(config.instance_group)
+    kinds = pb.ModelInstanceGroup
     for position, group in enumerate(config.instance_group):
         group.name = group.name or f"{model}_{position}"
-        group.count = group.count or 1
-        if group.kind == pb.ModelInstanceGroup.KIND_AUTO:
-            group.kind = pb.ModelInstanceGroup.KIND_CPU
+        group.count = group.count or (options.instances if num_groups == 1 else 1)
+        group.kind = kinds.KIND_CPU if options.provider == "cpu" else kinds.KIND_GPU
+        if options.provider == "cuda" and not group.gpus:
+            group.gpus.extend(options.device_ids)

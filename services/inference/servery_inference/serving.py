@@ -51,7 +51,9 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
     require_provider(settings.engine.provider)
     ready = asyncio.Event()
     async with AsyncExitStack() as stack:
-        loader = stack.enter_context(Loader.open(settings.engine))
+        loader = stack.enter_context(
+            Loader.open(settings.engine, settings.model_memory_limit_bytes)
+        )
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))
         informed, directory = await _source(settings, repository, loader, stack)

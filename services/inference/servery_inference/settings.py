@@ -6,7 +6,7 @@ from typing import Final, cast
 
 from servery_inference.cores import usable_cores
 from servery_inference.directory import CONTROL_MODES, ControlMode
-from servery_inference.engine import PROVIDERS, EngineSettings
+from servery_inference.options import PROVIDERS, EngineSettings
 from servery_rpc.settings import ServerSettings, option
 
 _INT32_MAX: Final = (1 << 31) - 1
@@ -51,6 +51,10 @@ class InferenceSettings(ServerSettings):
         8192,
     )
 
+    model_memory_limit_bytes: int | None = option(
+        "bytes of memory that all models together may be accounted with; unset: no limit", None
+    )
+
     def __post_init__(self) -> None:
         """Refuse what cannot work.
 
@@ -91,6 +95,10 @@ class InferenceSettings(ServerSettings):
                 f" not {self.intra_op_threads}"
             )
 
+        if self.model_memory_limit_bytes is not None and self.model_memory_limit_bytes < 0:
+            raise ValueError(
+                f"model_memory_limit_bytes must be at least 0, not {self.model_memory_limit_bytes}"
+            )
         if not 0 <= self.auto_max_batch_size <= _INT32_MAX:
             raise ValueError(
                 f"auto_max_batch_size must be 0 to {_INT32_MAX}, not {self.auto_max_batch_size}"

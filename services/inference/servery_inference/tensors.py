@@ -20,7 +20,7 @@ from servery_inference.request import (
     shown,
     shown_shape,
 )
-from servery_inference.signature import Signature, Tensor
+from servery_inference.signature import Signature, Tensor, refitted
 
 _LENGTH: Final = struct.Struct("<I")
 _MAX_AXIS_OF_EMPTY: Final = 1 << 20
@@ -49,8 +49,8 @@ def bind(request: InferRequest, signature: Signature) -> dict[str, Array]:
                 f"input '{given.name}' is there twice in the request for model '{model}'", model
             )
         feed[given.name] = _array(given, expected, model)
-    if len(feed) < len(signature.inputs):
-        missing = ",".join(f"'{name}'" for name in signature.inputs if name not in feed)
+    if len(feed) < len(signature.inputs) and (missed := _missing(feed, signature)):
+        missing = ",".join(f"'{name}'" for name in missed)
         got = ",".join(f"'{name}'" for name in feed)
         raise InferenceRequestInvalidError(
             f"expected {len(signature.inputs)} inputs but got {len(feed)} inputs for model"
@@ -60,6 +60,10 @@ def bind(request: InferRequest, signature: Signature) -> dict[str, Array]:
         )
     _check_rows(request, feed, signature.max_batch_size)
     return feed
+
+
+def _missing(feed: Mapping[str, Array], signature: Signature) -> list[str]:
+    return [t.name for t in signature.inputs.values() if t.name not in feed and not t.optional]
 
 
 def _check_rows(request: InferRequest, feed: Mapping[str, Array], max_batch_size: int) -> None:
@@ -136,7 +140,9 @@ def _array(given: Input, expected: Tensor, model: str) -> Array:
         flat = _texts(_split(given.name, given.raw, count, model), given.name, model)
     else:
         flat = _numbers(given.name, given.raw, datatype, count, model)
-    return flat.reshape(given.shape)
+    if expected.inner is None:
+        return flat.reshape(given.shape)
+    return flat.reshape(refitted(given.shape, expected.shape, expected.inner))
 
 
 def _is_possible(shape: tuple[int, ...]) -> bool:
