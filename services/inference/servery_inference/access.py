@@ -24,6 +24,9 @@ class Context(Protocol):
     def set_trailing_metadata(self, trailing_metadata: Any, /) -> None:
         """Set the pairs to send behind the answer."""
 
+    def time_remaining(self) -> float | None:
+        """Return the seconds after which the caller stops waiting; None for never."""
+
 
 def caller(context: Any) -> Caller:
     """Return who makes the call."""

@@ -58,14 +58,18 @@ class InferEndpoint:
             raise UnsupportedError("shared memory, unless it is started with --shared-memory true,")
         return await asyncio.to_thread(_gathered, request, self._memory)
 
-    async def infer(self, request: InferRequest) -> Answer:
+    async def infer(self, request: InferRequest, deadline: float | None = None) -> Answer:
         """Answer one request that was admitted.
+
+        Args:
+            request: What to answer.
+            deadline: When its caller stops waiting, by `time.monotonic`; None for never.
 
         Raises:
             ServeryError: It is refused, or does not fit the model.
         """
         with self._repository.lease(request.model, request.version) as servable:
-            answer = await servable.infer(request)
+            answer = await servable.infer(request, deadline)
             if not request.placements:
                 return answer
             placed = await asyncio.to_thread(

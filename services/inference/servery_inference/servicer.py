@@ -1,5 +1,6 @@
 """The RPCs of `inference.GRPCInferenceService`: parse, call, render."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -16,6 +17,7 @@ from servery_inference.signature import Tensor
 from servery_inference.statistics_wire import statistics_of, to_proto
 from servery_inference.stream import answer_stream
 
+_FOREVER_S: Final = 1e6
 TIMING_HEADER: Final = "servery-timing"
 """`1` in the metadata of a call asks for the same key in the trailing metadata: microseconds."""
 
@@ -76,7 +78,7 @@ class InferenceServicer:
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
         """See grpc_service.proto. Takes and gives serialized messages."""
         decoded = await self._endpoint.decode(request, partial(authorize_infer, context))
-        answer = await self._endpoint.infer(decoded)
+        answer = await self._endpoint.infer(decoded, _deadline(context))
         if asks(context, TIMING_HEADER):
             context.set_trailing_metadata(((TIMING_HEADER, _timing(answer.timing)),))
         return await self._endpoint.encode(decoded, answer)
@@ -153,6 +155,12 @@ class InferenceServicer:
             if may(who, VISIBLE, servable.model)
         ]
         return pb.ModelStatisticsResponse(model_stats=[to_proto(servable) for servable in found])
+
+
+def _deadline(context: Context) -> float | None:
+    """When the caller stops waiting, by `time.monotonic`; some clients say "never" in years."""
+    left_s = context.time_remaining()
+    return None if left_s is None or left_s > _FOREVER_S else time.monotonic() + left_s
 
 
 def _timing(timing: Timing) -> str:
