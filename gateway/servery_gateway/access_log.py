@@ -47,8 +47,14 @@ class AccessLog:
         generic = grpc.method_handlers_generic_handler(SERVICE, {"StreamAccessLogs": handler})
         return Service(SERVICE, lambda server: server.add_generic_rpc_handlers([generic]))
 
-    def close(self) -> None:
-        """End every stream, so that a server which drains need not wait for them."""
+    async def close(self, grace_s: float = 1.0) -> None:
+        """End every stream, so that a server which drains need not wait for them.
+
+        What an Envoy that has hung up sent before is read to its end; one that has not may have
+        more to say for ever, so it has only `grace_s`.
+        """
+        if self._readers:
+            await asyncio.wait(self._readers, timeout=grace_s)
         for reader in self._readers:
             reader.cancel()
 

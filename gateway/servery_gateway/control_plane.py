@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
@@ -18,6 +17,8 @@ from servery.gateway.v1 import quota_pb2_grpc, usage_pb2_grpc
 from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
+from servery_gateway.certificate import CertificateFiles
+from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_sqlite
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
@@ -30,9 +31,9 @@ from servery_gateway.quotas import Quotas
 from servery_gateway.secret_files import load_or_create, make_private_directory
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
 from servery_gateway.settings import GatewaySettings
+from servery_gateway.signing_keys import SigningKeys
 from servery_gateway.store import Store
-from servery_gateway.tokens import SigningKey, generate_pem
-from servery_gateway.translation import Certificate, GatewayState
+from servery_gateway.translation import GatewayState
 from servery_gateway.usage import day_of
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
@@ -51,17 +52,20 @@ async def control_plane(
         OSError: A file of `settings` cannot be read or written.
         RuntimeError: A file holds not what it must, or `settings.listen` cannot be bound.
     """
-    engine, pepper, signing_key = await asyncio.to_thread(_open_data, settings)
+    engine, pepper, keys = await asyncio.to_thread(_open_data, settings, now())
+    certificate = await asyncio.to_thread(_certificate, settings)
     store = Store(engine)
 
     usage = UsageStore(engine)
     quota_store = QuotaStore(engine)
-    fixed = _state(settings, signing_key)
+    fixed = _state(settings)
 
     def state() -> GatewayState:
         revoked = store.keys_revoked_since(now() - DENIED_FOR)
         return replace(
             fixed,
+            certificate=certificate.certificate if certificate else None,
+            jwks=keys.jwks,
             denied_keys=frozenset(str(name) for name in revoked),
             spent=quota_store.spent(day_of(now())),
             rates=replace(fixed.rates, owners=quota_store.rates()),
@@ -71,7 +75,7 @@ async def control_plane(
     data_plane = DataPlane(ads, state)
     quotas = Quotas(store, quota_store, data_plane.refresh, now)
     keyring = Keyring(
-        store=store, pepper=pepper, signing_key=signing_key, deny=data_plane.refresh, now=now
+        store=store, pepper=pepper, signing_key=keys.current, deny=data_plane.refresh, now=now
     )
     await keyring.ensure_default_tenant()
     await data_plane.refresh()
@@ -96,6 +100,7 @@ async def control_plane(
         async with (
             metering(meter),
             background(quotas.follow()),
+            background(renew_credentials(keys, certificate, data_plane.refresh, now)),
             serving(settings, *services, pools=[xds_pool.pool()]) as running,
         ):
             log.info("control plane on %s", running.address)
@@ -103,7 +108,7 @@ async def control_plane(
                 yield running
             finally:
                 ads.close()
-                access_log.close()
+                await access_log.close()
     finally:
         engine.dispose()
 
@@ -120,44 +125,29 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await task
 
 
-def _open_data(settings: GatewaySettings) -> tuple[Engine, bytes, SigningKey]:
+def _open_data(settings: GatewaySettings, now: datetime) -> tuple[Engine, bytes, SigningKeys]:
     make_private_directory(settings.data_dir)
     pepper = load_or_create(settings.data_dir / "key-pepper", lambda: secrets.token_bytes(32))
-    pem = load_or_create(settings.data_dir / "signing-key.pem", generate_pem)
-    try:
-        signing_key = SigningKey.from_pem(pem)
-    except ValueError as error:
-        raise RuntimeError(
-            f"signing-key.pem in the data directory is damaged ({error}); restore it, or delete it"
-            " to make all live tokens invalid"
-        ) from error
-    return open_sqlite(settings.data_dir / "gateway.db"), pepper, signing_key
+    keys = SigningKeys(settings.data_dir, timedelta(days=settings.signing_key_days), now)
+    return open_sqlite(settings.data_dir / "gateway.db"), pepper, keys
 
 
-def _certificate(settings: GatewaySettings) -> Certificate | None:
+def _certificate(settings: GatewaySettings) -> CertificateFiles | None:
     chain, key = settings.public_tls_certificate, settings.public_tls_key
-    if chain is None or key is None:
-        return None
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
-    except ssl.SSLError as error:
-        raise RuntimeError(
-            f"public_tls_certificate and public_tls_key are no pair of PEM files: {error}"
-        ) from error
-    return Certificate(chain.read_text(), key.read_text())
+    return None if chain is None or key is None else CertificateFiles(chain, key)
 
 
-def _state(settings: GatewaySettings, signing_key: SigningKey) -> GatewayState:
+def _state(settings: GatewaySettings) -> GatewayState:
     return GatewayState(
         public=settings.public_address,
-        certificate=_certificate(settings),
+        certificate=None,
         upstreams={
             INFERENCE: settings.upstream("inference"),
             REGISTRY: settings.upstream("registry"),
             TRAINER: settings.upstream("trainer"),
             GATEWAY: settings.upstream("listen"),
         },
-        jwks=(signing_key.jwk,),
+        jwks=(),
         denied_keys=frozenset(),
         spent=frozenset(),
         rates=Rates(

@@ -14,23 +14,25 @@ from servery_gateway.extensions import (
     AUTHORIZATION_METADATA,
     HTTP_FILTERS,
     RBAC,
-    TOKEN_METADATA,
     typed,
 )
 from servery_gateway.limits import DENIED_NAME, RATE_LIMIT, RATES_NAME
 from servery_gateway.methods import Method
+from servery_gateway.snapshot import Resource
 from servery_gateway.tokens import AUDIENCE, ISSUER
 from servery_rpc.identity import CLAIMS_HEADER
 
+AUTHENTICATION_NAME: Final = "authentication"
+"""The filter that verifies tokens; it comes by itself, so that no connection ends for new keys."""
+
+_AUTHENTICATION: Final = f"{HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication"
 _CLOCK_SKEW_S: Final = 5
 
 
-def http_filters(
-    methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]
-) -> list[Mapping[str, Any]]:
+def http_filters(methods: Sequence[Method]) -> list[Mapping[str, Any]]:
     """The chain, in its order: who is it, is its key good, how often, which model, may it."""
     return [
-        typed(TOKEN_METADATA, _authentication(methods, jwks)),
+        _discovered(AUTHENTICATION_NAME, _AUTHENTICATION),
         _discovered(DENIED_NAME, RBAC),
         _discovered(RATES_NAME, RATE_LIMIT),
         typed("envoy.filters.http.grpc_field_extraction", _extraction(methods)),
@@ -54,9 +56,13 @@ def _discovered(name: str, kind: str) -> Mapping[str, Any]:
     return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": [kind]}}
 
 
-def _authentication(
-    methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]
-) -> Mapping[str, Any]:
+def authentication(methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]) -> Resource:
+    """Return the filter `AUTHENTICATION_NAME`.
+
+    Args:
+        methods: Every RPC there is.
+        jwks: The public keys that tokens are verified with, as JSON Web Keys.
+    """
     # No cache of verified tokens: it would outlive the keys they were signed with.
     provider = {
         "issuer": ISSUER,
@@ -69,14 +75,18 @@ def _authentication(
         "forward_payload_header": CLAIMS_HEADER,
         "payload_in_metadata": "claims",
     }
-    return {
-        "@type": f"{HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication",
-        "providers": {"servery": provider},
-        "rules": [
-            *({"match": {"path": method.path}} for method in methods if method.rule.public),
-            {"match": {"prefix": "/"}, "requires": {"provider_name": "servery"}},
-        ],
-    }
+    public = [{"match": {"path": method.path}} for method in methods if method.rule.public]
+    return typed(
+        AUTHENTICATION_NAME,
+        {
+            "@type": _AUTHENTICATION,
+            "providers": {"servery": provider},
+            "rules": [
+                *public,
+                {"match": {"prefix": "/"}, "requires": {"provider_name": "servery"}},
+            ],
+        },
+    )
 
 
 def _extraction(methods: Sequence[Method]) -> Mapping[str, Any]:

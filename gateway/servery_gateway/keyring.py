@@ -39,7 +39,8 @@ class Keyring:
     pepper: bytes
     """The secret that digests of keys are made with."""
 
-    signing_key: SigningKey
+    signing_key: Callable[[datetime], SigningKey]
+    """Returns the key to sign with at a time."""
 
     deny: Callable[[], Awaitable[None]]
     """Returns once tokens of `denied_keys` are refused everywhere."""
@@ -119,7 +120,7 @@ class Keyring:
         now = self.now()
         if key is None or not key.usable(now):
             raise ApiKeyInvalidError
-        return key, self.signing_key.mint(key, now)
+        return key, self.signing_key(now).mint(key, now)
 
     async def revoke_key(self, name: ApiKeyName) -> ApiKey:
         """Revoke a key, return when its tokens are refused.

@@ -50,6 +50,9 @@ class ApiKey:
     revoke_time: datetime | None
     """When it was revoked; None if it was not."""
 
+    last_use_time: datetime | None = None
+    """The minute of its last call; None if there was none."""
+
     def usable(self, now: datetime) -> bool:
         """Tell whether it can be exchanged for a token."""
         return self.revoke_time is None and (self.expire_time is None or now < self.expire_time)

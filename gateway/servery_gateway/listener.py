@@ -17,11 +17,14 @@ CERTIFICATE_NAME: Final = "public"
 _WINDOW_BYTES: Final = 64 << 20
 """Largest first message of an inference call: it is held in memory until its model is known."""
 
+_LOG_BUFFER_BYTES: Final = 16 << 20
+"""What each worker of Envoy keeps of its access log while the control plane is away, some 16,000
+calls; more are lost to usage, which `access_logs.grpc_access_log.logs_dropped` tells."""
+
 
 def public_listener(
     address: HostAddress,
     methods: Sequence[Method],
-    jwks: Sequence[Mapping[str, str]],
     *,
     tls: bool,
 ) -> Resource:
@@ -30,11 +33,10 @@ def public_listener(
     Args:
         address: Where it listens.
         methods: Every RPC there is; no other is let through.
-        jwks: The public keys that tokens are verified with, as JSON Web Keys.
         tls: Whether it shows the certificate `CERTIFICATE_NAME`.
     """
     chain: dict[str, Any] = {
-        "filters": [typed("envoy.http_connection_manager", _connection_manager(methods, jwks))]
+        "filters": [typed("envoy.http_connection_manager", _connection_manager(methods))]
     }
     if tls:
         chain["transport_socket"] = typed(
@@ -62,9 +64,7 @@ def public_listener(
     }
 
 
-def _connection_manager(
-    methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]
-) -> dict[str, Any]:
+def _connection_manager(methods: Sequence[Method]) -> dict[str, Any]:
     network = f"{EXTENSIONS}.filters.network"
     mutation = f"{EXTENSIONS}.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return {
@@ -84,7 +84,7 @@ def _connection_manager(
                 },
             )
         ],
-        "http_filters": http_filters(methods, jwks),
+        "http_filters": http_filters(methods),
         "access_log": [_usage_log()],
         "local_reply_config": {"mappers": refusals()},
         "http2_protocol_options": {
@@ -119,6 +119,7 @@ def _usage_log() -> Mapping[str, Any]:
                 "transport_api_version": "V3",
                 "grpc_service": {"envoy_grpc": {"cluster_name": CONTROL_PLANE}},
                 "buffer_flush_interval": "0.2s",
+                "buffer_size_bytes": _LOG_BUFFER_BYTES,
             },
             "additional_response_headers_to_log": status,
             "additional_response_trailers_to_log": status,

@@ -33,6 +33,7 @@ def key_to_proto(key: ApiKey) -> pb.ApiKey:
         create_time=_timestamp(key.create_time),
         expire_time=_timestamp(key.expire_time) if key.expire_time else None,
         revoke_time=_timestamp(key.revoke_time) if key.revoke_time else None,
+        last_use_time=_timestamp(key.last_use_time) if key.last_use_time else None,
     )
 
 

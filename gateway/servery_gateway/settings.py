@@ -29,8 +29,10 @@ class GatewaySettings(ServerSettings):
     tenant_requests_per_second: int = option(
         "calls a second of a tenant without a quota of its own, by each Envoy; 0: no limit", 0
     )
+    signing_key_days: int = option("days until tokens are signed with a new key", 30)
     public_tls_certificate: Path | None = option(
-        "PEM file with the certificate chain that Envoy shows to clients", None
+        "PEM file with the certificate chain that Envoy shows clients; read again when it changes",
+        None,
     )
     public_tls_key: Path | None = option("PEM file with the key of that certificate", None)
 
@@ -46,6 +48,8 @@ class GatewaySettings(ServerSettings):
                 "tls_certificate is not for the control plane's own socket; the certificate for"
                 " clients is public_tls_certificate"
             )
+        if self.signing_key_days < 1:
+            raise ValueError(f"signing_key_days must be at least 1, not {self.signing_key_days}")
         for name, least in (("key_exchanges_per_minute", 1), ("tenant_requests_per_second", 0)):
             if not least <= getattr(self, name) <= MAX_PER_SECOND:
                 raise ValueError(

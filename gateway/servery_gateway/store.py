@@ -161,6 +161,9 @@ def _key(row: ApiKeyRow) -> ApiKey:
         create_time=_from_us(row.create_time),
         expire_time=None if row.expire_time is None else _from_us(row.expire_time),
         revoke_time=None if row.revoke_time is None else _from_us(row.revoke_time),
+        last_use_time=None
+        if row.last_use_minute is None
+        else _EPOCH + timedelta(minutes=row.last_use_minute),
     )
 
 

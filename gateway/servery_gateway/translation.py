@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from servery_gateway.address import Address, HostAddress, UnixAddress
+from servery_gateway.certificate import Certificate
 from servery_gateway.extensions import ADS
+from servery_gateway.filters import AUTHENTICATION_NAME, authentication
 from servery_gateway.limits import DENIED_NAME, RATES_NAME, Rates, deny, rate_limits
 from servery_gateway.listener import (
     CERTIFICATE_NAME,
@@ -26,14 +28,6 @@ from servery_gateway.snapshot import (
 )
 
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What Envoy shows to clients, as PEM."""
-
-    chain: str
-    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +76,12 @@ def translate(state: GatewayState) -> Snapshot:
             },
             SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
             EXTENSION: {
+                AUTHENTICATION_NAME: authentication(table, state.jwks),
                 DENIED_NAME: deny(sorted(state.denied_keys), sorted(state.spent)),
                 RATES_NAME: rate_limits(state.rates),
             },
             LISTENER: {
-                LISTENER_NAME: public_listener(
-                    state.public, table, state.jwks, tls=certificate is not None
-                )
+                LISTENER_NAME: public_listener(state.public, table, tls=certificate is not None)
             },
             ROUTES: {
                 ROUTES_NAME: {

@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Engine, delete, func, literal, select
+from sqlalchemy import Engine, delete, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from servery_gateway.database import NotedCallRow, UsageDayRow, UsageRow
+from servery_gateway.database import ApiKeyRow, NotedCallRow, UsageDayRow, UsageRow
 from servery_gateway.usage import MINUTES_A_DAY, Bill, Call, Dimension, Query, Row, Sums
 
 _NOTED_MINUTES: Final = 60
@@ -46,16 +46,24 @@ class UsageStore:
             fresh = [call for call in calls if call.id in new]
             bills: dict[Bill, Sums] = {}
             days: dict[tuple[int, str], int] = defaultdict(int)
+            uses: dict[str, int] = {}
             for call in fresh:
                 bill = call.bill
                 if not bill.tenant:
                     continue
                 bills[bill] = bills[bill] + call.sums if bill in bills else call.sums
+                uses[bill.api_key] = max(bill.minute, uses.get(bill.api_key, 0))
                 if call.reached_server:
                     for owner in (bill.tenant, bill.api_key):
                         days[bill.minute // MINUTES_A_DAY, owner] += call.sums.requests
             for bill, sums in bills.items():
                 session.execute(self._sum_up(bill, sums))
+            for name, used in uses.items():
+                session.execute(
+                    update(ApiKeyRow)
+                    .where(ApiKeyRow.key == name.rpartition("/")[2])
+                    .values(last_use_minute=used)
+                )
             for (day, owner), requests in days.items():
                 session.execute(self._count(day, owner, requests))
         return fresh

@@ -189,7 +189,8 @@ class Stack:
 
     @property
     def signing_key(self) -> SigningKey:
-        return SigningKey.from_pem((self.settings.data_dir / "signing-key.pem").read_bytes())
+        newest = max(self.settings.data_dir.glob("signing-key-*.pem"))
+        return SigningKey.from_pem(newest.read_bytes())
 
     async def new_key(self, tenant: str = "default", /, **permissions: Sequence[str]) -> Any:
         """Create a key as the platform does."""

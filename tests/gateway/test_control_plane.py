@@ -36,7 +36,7 @@ def no_certificate(directory: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("prepare", "named"),
     [
-        pytest.param(damaged_signing_key, "signing-key.pem", id="a damaged signing key"),
+        pytest.param(damaged_signing_key, "signing-key-", id="a damaged signing key"),
         pytest.param(no_certificate, "public_tls_certificate", id="no certificate"),
     ],
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery.inference.v1 import grpc_service_pb2_grpc as oip_grpc
 from servery.trainer.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2, training_pb2_grpc
 from servery_gateway.control_plane import control_plane
+from tests.gateway.certificates import write_certificate
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Builder, Stack
@@ -117,30 +113,3 @@ async def test_with_a_certificate_envoy_speaks_tls(build: Builder, own_directory
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(b"", timeout=5)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-def write_certificate(certificate: Path, key: Path) -> None:
-    """Make a self-signed certificate for 127.0.0.1."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "servery")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from servery_gateway.address import HostAddress, UnixAddress
+from servery_gateway.certificate import Certificate
 from servery_gateway.envoy import bootstrap
 from servery_gateway.limits import Rates
 from servery_gateway.snapshot import (
@@ -28,7 +29,7 @@ from servery_gateway.snapshot import (
     InconsistentSnapshotError,
     Snapshot,
 )
-from servery_gateway.translation import Certificate, GatewayState, translate
+from servery_gateway.translation import GatewayState, translate
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 JWK = {"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k", "x": "x", "y": "y"}

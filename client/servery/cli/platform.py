@@ -24,7 +24,7 @@ PACKAGES: Final = {
 """What must be importable, and the extra that installs it."""
 
 _MAX_SOCKET_PATH: Final = 100
-_LAST_LOGS_S: Final = 0.5
+_LAST_LOGS_S: Final = 1.0
 """Within which Envoy tells the gateway of its last calls; it sends what it has every 0.2 s."""
 
 
