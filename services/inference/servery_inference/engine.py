@@ -83,6 +83,12 @@ class Engine:
             raise LoadFailedError(str(error)) from None
         tensors = (*self.signature.inputs.values(), *self.signature.outputs.values())
         self._is_numpy = all(tensor.datatype.is_numpy for tensor in tensors)
+        texts = [t.name for t in self.signature.inputs.values() if t.datatype.is_bytes]
+        if texts and not self._is_numpy:
+            raise LoadFailedError(
+                f"the graph has BF16 beside the BYTES input {texts[0]!r}; ONNX Runtime cannot be"
+                " given both, so cast inside the graph"
+            )
 
     def offering(self, signature: Signature) -> "Engine":
         """Return the engine with outputs as a model offers them, not as the graph has them."""
@@ -142,13 +148,12 @@ def _run_values(
 ) -> list[Array]:
     """Run with types that NumPy does not have: their bits travel as unsigned integers."""
     tensors = {**signature.inputs, **signature.optional_inputs}
+    arrays = {name: np.ascontiguousarray(array) for name, array in feed.items()}
     values = {
         name: ort.OrtValue.ortvalue_from_numpy(array)
         if tensors[name].datatype.is_numpy
-        else ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(array), _ONNX_BFLOAT16
-        )
-        for name, array in feed.items()
+        else ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
+        for name, array in arrays.items()  # The values are views of them.
     }
     return [
         _bits(value) if value.data_type() == BFLOAT16.onnx else value.numpy()
