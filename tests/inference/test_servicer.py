@@ -19,7 +19,7 @@ from tests.inference.conftest import serve_directory
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 IMPLEMENTED = {
-    *(m.name for m in SERVICE.methods if "SharedMemory" in m.name),
+    *(m.name for m in SERVICE.methods if "SharedMemory" in m.name or "Setting" in m.name),
     "ModelStreamInfer",
     "ModelStatistics",
     "ServerLive",

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from servery_inference.request import InferRequest, shown
+from servery_inference.request import InferRequest, Timing, shown
 from servery_rpc.errors import PermissionDeniedError
 from servery_rpc.identity import Caller, Verb, caller_of
 from servery_rpc.names import DEFAULT_TENANT, ModelName
 
 MODEL_HEADER: Final = "x-servery-model"
 """Metadata in which the gateway says for which model it let the call through."""
+
+TIMING_HEADER: Final = "servery-timing"
+"""`1` in the metadata of a call asks for the same key behind the answer: microseconds by stage."""
 
 VISIBLE: Final[tuple[Verb, ...]] = ("infer", "read")
 """Any of these lets a caller know that a model is there."""
@@ -77,6 +80,17 @@ def asks(context: Context, key: str) -> bool:
     """Tell whether the metadata of the call switches `key` on."""
     metadata = context.invocation_metadata() or ()
     return any(k == key and value in ("1", "true") for k, value in metadata)
+
+
+def timing_text(timing: Timing) -> str:
+    """Render where the time of a request went, in microseconds."""
+    parts = {
+        "queue": timing.queue_ns,
+        "compute_input": timing.compute_input_ns,
+        "compute_infer": timing.compute_infer_ns,
+        "compute_output": timing.compute_output_ns,
+    }
+    return ", ".join(f"{name};us={ns / 1000:.1f}" for name, ns in parts.items())
 
 
 def _resource(model: str) -> ModelName:

@@ -8,18 +8,25 @@ from importlib.metadata import version as release_of
 from typing import Final
 
 from servery.inference.v1 import grpc_service_pb2 as pb
-from servery_inference.access import VISIBLE, Context, asks, authorize, authorize_infer, caller, may
+from servery_inference.access import (
+    TIMING_HEADER,
+    VISIBLE,
+    Context,
+    asks,
+    authorize,
+    authorize_infer,
+    caller,
+    may,
+    timing_text,
+)
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.repository import ModelNotServedError, Repository
-from servery_inference.request import Timing
 from servery_inference.rpcs import Handlers
 from servery_inference.signature import Tensor
 from servery_inference.statistics_wire import statistics_of, to_proto
 from servery_inference.stream import answer_stream
 
 _FOREVER_S: Final = 1e6
-TIMING_HEADER: Final = "servery-timing"
-"""`1` in the metadata of a call asks for the same key in the trailing metadata: microseconds."""
 
 FAILURE_HEADER: Final = "triton_grpc_error"
 """`true` in the metadata of a stream: a failure is its status, and ends it."""
@@ -80,7 +87,7 @@ class InferenceServicer:
         decoded = await self._endpoint.decode(request, partial(authorize_infer, context))
         answer = await self._endpoint.infer(decoded, _deadline(context))
         if asks(context, TIMING_HEADER):
-            context.set_trailing_metadata(((TIMING_HEADER, _timing(answer.timing)),))
+            context.set_trailing_metadata(((TIMING_HEADER, timing_text(answer.timing)),))
         return await self._endpoint.encode(decoded, answer)
 
     async def ServerLive(
@@ -161,17 +168,6 @@ def _deadline(context: Context) -> float | None:
     """When the caller stops waiting, by `time.monotonic`; some clients say "never" in years."""
     left_s = context.time_remaining()
     return None if left_s is None or left_s > _FOREVER_S else time.monotonic() + left_s
-
-
-def _timing(timing: Timing) -> str:
-    """Render as `Server-Timing` in HTTP does, in microseconds."""
-    parts = {
-        "queue": timing.queue_ns,
-        "compute_input": timing.compute_input_ns,
-        "compute_infer": timing.compute_infer_ns,
-        "compute_output": timing.compute_output_ns,
-    }
-    return ", ".join(f"{name};us={ns / 1000:.1f}" for name, ns in parts.items())
 
 
 def _tensor_to_proto(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:

@@ -12,10 +12,14 @@ from prometheus_client import REGISTRY
 from servery.inference.pool import pool
 from servery_inference.cache import BundleCache
 from servery_inference.control_servicer import RepositoryControl
+from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.engine import require_provider
+from servery_inference.http_door import http_app
+from servery_inference.http_server import serving_http
 from servery_inference.loading import Loader
+from servery_inference.log_switch import LogSwitch
 from servery_inference.metrics import exported
 from servery_inference.registry import RegistrySource
 from servery_inference.repository import Repository
@@ -39,6 +43,9 @@ class RunningInference:
     ready: asyncio.Event
     """Set once the models to begin with are settled: each serves, or says why not."""
 
+    http_address: str | None
+    """Where it serves HTTP, as `host:port` or `unix:/path`; None for nowhere."""
+
 
 @asynccontextmanager
 async def serving_inference(settings: InferenceSettings) -> AsyncIterator[RunningInference]:
@@ -57,6 +64,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))
         informed, directory = await _source(settings, repository, loader, stack)
+        switch = stack.enter_context(LogSwitch.installed())
         memory = stack.enter_context(SharedMemory.open()) if settings.shared_memory else None
         endpoint = InferEndpoint(repository, memory)
         extensions = (*EXTENSIONS, *(["system_shared_memory"] if memory else ()))
@@ -64,6 +72,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
             **InferenceServicer(repository, endpoint, ready.is_set, extensions).handlers(),
             **RepositoryControl(repository, directory).handlers(),
             **SharedMemoryServicer(memory).handlers(),
+            **DiagnosisServicer(repository, switch).handlers(),
         }
         server = await stack.enter_async_context(
             serving(
@@ -72,9 +81,16 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 pools=(pool(),),
             )
         )
+        http_address: str | None = None
+        if settings.http_address:
+            app = http_app(handlers, endpoint, settings.max_message_bytes)
+            http_address = await stack.enter_async_context(
+                serving_http(app, settings.http_address, settings.drain_s)
+            )
+            log.info("inference listens for HTTP on %s", http_address)
         announcing = asyncio.create_task(_announce(server, repository, informed, ready))
         try:
-            yield RunningInference(server.address, ready)
+            yield RunningInference(server.address, ready, http_address)
         finally:
             announcing.cancel()
             ready.clear()

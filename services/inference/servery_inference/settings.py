@@ -7,7 +7,7 @@ from typing import Final, cast
 from servery_inference.cores import usable_cores
 from servery_inference.directory import CONTROL_MODES, ControlMode
 from servery_inference.options import PROVIDERS, EngineSettings
-from servery_rpc.settings import ServerSettings, option
+from servery_rpc.settings import ServerSettings, is_private, option
 
 _INT32_MAX: Final = (1 << 31) - 1
 
@@ -35,6 +35,12 @@ class InferenceSettings(ServerSettings):
         "directory for the files of the registry's models; needed with --registry", None
     )
     grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
+    http_port: int | None = option(
+        "loopback port for the same service over HTTP; 0 picks a free one; unset: none", None
+    )
+    http_listen: str | None = option(
+        "unix:/path or loopback host:port to serve HTTP on; this or --http-port", None
+    )
     shared_memory: bool = option(
         "true lets clients on this machine keep tensors in POSIX shared memory; whoever reaches"
         " the server can then read and change objects there that this user may",
@@ -66,6 +72,16 @@ class InferenceSettings(ServerSettings):
                 raise ValueError(f"grpc_port must be 0 to 65535, not {self.grpc_port}")
             object.__setattr__(self, "listen", f"127.0.0.1:{self.grpc_port}")
         ServerSettings.__post_init__(self)  # super() does not know the class that slots made.
+        if self.http_port is not None and not 0 <= self.http_port <= 65535:
+            raise ValueError(f"http_port must be 0 to 65535, not {self.http_port}")
+        if self.http_listen is not None:
+            if self.http_port is not None:
+                raise ValueError("give at most one of http_port and http_listen")
+            if not is_private(self.http_listen):
+                raise ValueError(
+                    f"http_listen is {self.http_listen!r}, which others can reach; it has no TLS:"
+                    " listen on a unix socket or 127.0.0.1, behind the gateway"
+                )
         if (self.model_repository is None) == (self.registry is None):
             raise ValueError("give exactly one of model_repository and registry")
         if self.registry is not None and self.cache_dir is None:
@@ -108,6 +124,11 @@ class InferenceSettings(ServerSettings):
     def control_mode(self) -> ControlMode:
         """Who decides what of the directory is served."""
         return cast("ControlMode", self.model_control_mode)
+
+    @property
+    def http_address(self) -> str | None:
+        """Where to serve HTTP; None for nowhere."""
+        return self.http_listen if self.http_port is None else f"127.0.0.1:{self.http_port}"
 
     @property
     def engine(self) -> EngineSettings:

@@ -1,0 +1,227 @@
+"""The Open Inference Protocol over HTTP: every route calls the method that gRPC calls.
+
+It knows paths, headers and JSON. What a request means, and who may make it, is decided behind.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from servery.errors.v1.error_reason_pb2 import ErrorReason
+from servery_inference.access import TIMING_HEADER, asks, authorize_infer, timing_text
+from servery_inference.endpoint import InferEndpoint
+from servery_inference.http_codec import HttpRequest, decode, encode
+from servery_inference.http_compression import accepted, compress, decompress
+from servery_inference.http_routes import ROUTES, Asked, Call
+from servery_inference.rpcs import Handlers
+from servery_rpc.errors import (
+    CODES,
+    FieldInvalidError,
+    PermissionDeniedError,
+    ServeryError,
+    UploadTooLargeError,
+)
+from servery_rpc.identity import CLAIMS_HEADER
+
+LENGTH_HEADER: Final = "inference-header-content-length"
+MAX_BODY_BYTES: Final = (1 << 31) - 1
+"""Largest body where the settings name no limit, as it comes in."""
+
+MAX_BLOWN_UP_BYTES: Final = 1 << 28
+"""Largest body that was compressed, as it comes out."""
+
+_INFER_PATHS: Final = (
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/versions/{version}/infer",
+)
+_INLINE_BYTES: Final = 1 << 16
+_STATUSES: Final[Mapping[int, int]] = {
+    code_pb2.INVALID_ARGUMENT: 400,
+    code_pb2.FAILED_PRECONDITION: 400,
+    code_pb2.UNAUTHENTICATED: 401,
+    code_pb2.PERMISSION_DENIED: 403,
+    code_pb2.NOT_FOUND: 404,
+    code_pb2.ALREADY_EXISTS: 409,
+    code_pb2.ABORTED: 409,
+    code_pb2.RESOURCE_EXHAUSTED: 429,
+    code_pb2.INTERNAL: 500,
+    code_pb2.UNIMPLEMENTED: 501,
+    code_pb2.UNAVAILABLE: 503,
+    code_pb2.DEADLINE_EXCEEDED: 504,
+}
+
+log = logging.getLogger(__name__)
+
+
+class HttpContext:
+    """One HTTP request as the methods of the service see a call."""
+
+    def __init__(self, request: Request) -> None:
+        self._metadata = [
+            (key.decode("latin-1"), value.decode("latin-1")) for key, value in request.headers.raw
+        ]
+        self.trailing: Sequence[tuple[str, str]] = ()
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
+        """Return the headers."""
+        return self._metadata
+
+    def set_trailing_metadata(self, trailing_metadata: Any, /) -> None:
+        """Set headers of the answer."""
+        self.trailing = trailing_metadata
+
+    def time_remaining(self) -> float | None:
+        """Return None: HTTP has no deadlines."""
+        return None
+
+
+def http_app(handlers: Handlers, endpoint: InferEndpoint, max_body_bytes: int) -> Starlette:
+    """Make the application.
+
+    Args:
+        handlers: The methods of the contract.
+        endpoint: Answers inference requests.
+        max_body_bytes: Largest body; -1 for what the protocol allows.
+    """
+    door = _Door(handlers, endpoint, max_body_bytes if max_body_bytes >= 0 else MAX_BODY_BYTES)
+    routes = [
+        Route(route.path, door.guarded(partial(door.call, route)), methods=[route.method])
+        for route in ROUTES
+    ]
+    routes += [Route(path, door.guarded(door.infer), methods=["POST"]) for path in _INFER_PATHS]
+    return Starlette(routes=routes, exception_handlers={404: _no_such_route, 405: _no_such_route})
+
+
+class _Door:
+    def __init__(self, handlers: Handlers, endpoint: InferEndpoint, max_body_bytes: int) -> None:
+        self._handlers = handlers
+        self._endpoint = endpoint
+        self._max_body_bytes = max_body_bytes
+
+    def guarded(
+        self, handle: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                _refuse_strange_pages(request)
+                return await handle(request)
+            except ServeryError as error:
+                log.info("%s: %s", request.url.path, error)
+                return _refusal(error)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except Exception:
+                log.exception("unhandled error in %s", request.url.path)
+                return _error(500, "internal error; the operator finds it in the log")
+
+        return answer
+
+    async def call(self, route: Call, request: Request) -> Response:
+        """Answer by a method of the contract."""
+        body = await self._body(request) if route.method == "POST" else b""
+        message = route.parse(Asked(request.path_params, body))
+        response: Message = await self._handlers[route.rpc](message, HttpContext(request))
+        status, content = route.render(response)
+        return Response(
+            b"" if content is None else json.dumps(content, ensure_ascii=False).encode(),
+            status,
+            media_type="application/json",
+        )
+
+    async def infer(self, request: Request) -> Response:
+        """Answer an inference request."""
+        context = HttpContext(request)
+        body = await self._body(request)
+        model, version = request.path_params["model"], request.path_params.get("version", "")
+        length = _json_length(request)
+        asked = await _where_fits(len(body), decode, model, version, body, length)
+        admitted = await self._endpoint.admit(asked.request, partial(authorize_infer, context))
+        asked = HttpRequest(admitted, asked.binary, asked.binary_default)
+        answer = await self._endpoint.infer(admitted)
+        size = sum(output.value.nbytes for output in answer.outputs)
+        rendered = await _where_fits(size, encode, asked, answer)
+        headers: dict[str, str] = {}
+        media_type = "application/json"
+        if rendered.json_bytes is not None:
+            headers[LENGTH_HEADER] = str(rendered.json_bytes)
+            media_type = "application/octet-stream"
+        if asks(context, TIMING_HEADER):
+            headers[TIMING_HEADER] = timing_text(answer.timing)
+        content = rendered.body
+        if encoding := accepted(request.headers.get("accept-encoding", "")):
+            headers |= {"content-encoding": encoding, "vary": "accept-encoding"}
+            content = await _where_fits(len(content), compress, content, encoding)
+        return Response(content, headers=headers, media_type=media_type)
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._max_body_bytes
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise UploadTooLargeError(limit)
+            chunks.append(chunk)
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        if not encoding:
+            return body
+        most = min(limit, MAX_BLOWN_UP_BYTES)
+        return await asyncio.to_thread(decompress, body, encoding, most)
+
+
+def _refuse_strange_pages(request: Request) -> None:
+    """Keep web pages of others from using a browser on this machine as a way in.
+
+    Raises:
+        PermissionDeniedError: A page asks, and the gateway did not let it through.
+    """
+    if "origin" in request.headers and CLAIMS_HEADER not in request.headers:
+        raise PermissionDeniedError("infer", "web pages, on a port without the gateway")
+
+
+def _json_length(request: Request) -> int | None:
+    text = request.headers.get(LENGTH_HEADER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise FieldInvalidError("Inference-Header-Content-Length", text, "be a number of bytes")
+    return int(text)
+
+
+async def _where_fits(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do short work here, long work on another thread."""
+    if size <= _INLINE_BYTES:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
+
+
+def _refusal(error: ServeryError) -> Response:
+    headers = {}
+    if error.retry_after_ms is not None:
+        headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
+    status = 413 if isinstance(error, UploadTooLargeError) else _STATUSES[CODES[error.reason]]
+    return _error(status, str(error), headers, reason=ErrorReason.Name(error.reason))
+
+
+def _error(
+    status: int, text: str, headers: Mapping[str, str] | None = None, **more: str
+) -> Response:
+    content = json.dumps({"error": text, **more}, ensure_ascii=False).encode()
+    return Response(content, status, headers, media_type="application/json")
+
+
+async def _no_such_route(_: Request, error: Exception) -> Response:
+    return _error(
+        getattr(error, "status_code", 404), "there is no such route, or not by this method"
+    )
