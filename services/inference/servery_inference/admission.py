@@ -1,0 +1,113 @@
+"""The throw-away process that opens graphs first: `python -m servery_inference.admission`.
+
+It reads one JSON object a line, `{"graph": path}`, forks for each, and answers with one line: what
+the graph needs, or `problem` in words. The fork limits itself, walks the graph and loads it in ONNX
+Runtime. Whatever a file does to that fork, the server lives.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import onnxruntime as ort
+
+from servery_inference.graph_walk import GraphRefusedError, walk
+
+_MAX_WORDS: Final = 250
+_PLACES: Final = re.compile(r"(?<![\w.])/[^\s:'\"]+(:\d+)?|\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_LOG_FATAL: Final = 4
+_KIB: Final = 1024
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    parser.add_argument("--cpu-s", type=int, required=True)
+    args = parser.parse_args(argv)
+    for line in sys.stdin:
+        verdict = _forked(Path(json.loads(line)["graph"]), args.memory_bytes, args.cpu_s)
+        sys.stdout.write(json.dumps(verdict) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _forked(graph: Path, memory_bytes: int, cpu_s: int) -> dict[str, Any]:
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        _limit(memory_bytes, cpu_s)
+        os.write(theirs, json.dumps(_verdict(graph)).encode())
+        os._exit(0)  # Not through the destructors of a graph that may have broken the heap.
+    os.close(theirs)
+    with open(ours, "rb") as pipe:  # noqa: PTH123  a descriptor has no path
+        answer = pipe.read(64 * _KIB)
+    _, status = os.waitpid(child, 0)
+    try:
+        verdict = json.loads(answer) if status == 0 else None
+    except (ValueError, RecursionError):
+        verdict = None
+    if not isinstance(verdict, dict):
+        return {
+            "problem": "broke the process that loaded it first, which may use"
+            f" {memory_bytes} bytes of memory and {cpu_s} s of a processor"
+        }
+    return verdict
+
+
+def _limit(memory_bytes: int, cpu_s: int) -> None:
+    for kind, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, 0),  # No byte of any file can be written.
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _verdict(graph: Path) -> dict[str, Any]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        with graph.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                raise GraphRefusedError("is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                view = memoryview(data)
+                walk(view)
+                view.release()
+        _load(graph)
+    except GraphRefusedError as error:
+        return {"problem": str(error)}
+    except (MemoryError, RecursionError):
+        return {"problem": "needs more memory to be read than this server allows"}
+    except OSError as error:
+        return {"problem": f"cannot be read: {error.strerror}"}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_bytes": (peak - before) * _KIB}
+
+
+def _load(graph: Path) -> None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_FATAL
+    try:
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
+    except ort.capi.onnxruntime_pybind11_state.NotImplemented:
+        return  # A kernel may be there on another provider; the load proper decides.
+    except Exception as error:  # ONNX Runtime's errors share no narrower base.
+        words = " ".join(_PLACES.sub("", str(error)).split())[:_MAX_WORDS]
+        raise GraphRefusedError(f"cannot be loaded: {words}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
