@@ -32,7 +32,7 @@ _CARRIED: Final = {
     f"tensor({name})"
     for name in (
         *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-        *("float16", "float", "double", "string"),
+        *("float16", "bfloat16", "float", "double", "string"),
     )
 }
 _FATAL: Final = 4
