@@ -1,21 +1,15 @@
 """The process as an operator meets it: settings, help, metrics, what it refuses to start with."""
 
-from __future__ import annotations  # grpc's generics exist only in its stubs.
-
 import subprocess
 import sys
 from pathlib import Path
 
-import grpc
-import numpy as np
 import pytest
-from prometheus_client import REGISTRY, generate_latest
 
 from servery_inference.cores import usable_cores
 from servery_inference.engine import require_provider
 from servery_inference.settings import InferenceSettings
 from servery_inference.warmup import inline_elements
-from tests.inference.calling import failure, infer_request, stub
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,21 +80,3 @@ def test_cores_are_those_of_the_quota(tmp_path: Path, quota: str, most: int) -> 
 )
 def test_short_runs_are_told_by_their_size(points: list[tuple[int, float]], expected: int) -> None:
     assert inline_elements(points) == expected
-
-
-async def test_metrics_count_by_model_and_version(channel: grpc.aio.Channel) -> None:
-    a = np.zeros((3, 16), "<i4")
-    await stub(channel).ModelInfer(infer_request("simple", {"a": a, "b": a}))
-    await failure(stub(channel).ModelInfer(infer_request("simple", {"a": a})))
-    await failure(stub(channel).ModelInfer(infer_request("no such model", {"a": a})))
-    text = generate_latest(REGISTRY).decode()
-    labels = '{model="simple",version="1"}'
-    assert f"nv_inference_request_success{labels} 1.0" in text
-    assert f"nv_inference_request_failure{labels} 1.0" in text
-    assert f"nv_inference_count{labels} 3.0" in text
-    assert f"nv_inference_compute_infer_duration_us{labels}" in text
-    assert "no such model" not in text
-
-
-def test_metrics_end_with_the_server() -> None:
-    assert b"nv_inference" not in generate_latest(REGISTRY)
