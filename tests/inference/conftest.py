@@ -23,7 +23,10 @@ async def serve_directory(
     root: Path, options: Sequence[tuple[str, Any]] = (), **flags: Any
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve a directory of models; give a channel once it is ready."""
-    settings = InferenceSettings(model_repository=root, drain_s=0, **flags)
+    # Admission has tests of its own; its process would take most of the time of all others.
+    settings = InferenceSettings(
+        model_repository=root, **({"drain_s": 0, "admission_wall_s": 0} | flags)
+    )
     async with (
         serving_inference(settings) as server,
         grpc.aio.insecure_channel(

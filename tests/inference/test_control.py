@@ -27,7 +27,7 @@ UNLOADED = ("UNAVAILABLE", "unloaded")
 
 @asynccontextmanager
 async def serve(root: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    given = InferenceSettings(model_repository=root, drain_s=0, **settings)
+    given = InferenceSettings(model_repository=root, drain_s=0, admission_wall_s=0, **settings)
     async with (
         serving_inference(given) as server,
         grpc.aio.insecure_channel(server.address) as channel,

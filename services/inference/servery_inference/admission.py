@@ -1,8 +1,8 @@
 """The throw-away process that opens graphs first: `python -m servery_inference.admission`.
 
 It reads one JSON object a line, `{"graph": path}`, forks for each, and answers with one line: what
-the graph needs, or `problem` in words. The fork limits itself, walks the graph and loads it in ONNX
-Runtime. Whatever a file does to that fork, the server lives.
+the graph needs, or `problem` in words. The fork limits itself, walks the graph, loads it in ONNX
+Runtime and runs it once. Whatever a file does to that fork, the server lives.
 """
 
 import argparse
@@ -19,9 +19,13 @@ from typing import Any, Final
 import onnxruntime as ort
 
 from servery_inference.graph_walk import GraphRefusedError, walk
+from servery_inference.signature import Signature
+from servery_inference.warmup import zeros
 
 _MAX_WORDS: Final = 250
 _PLACES: Final = re.compile(r"(?<![\w.])/[^\s:'\"]+(:\d+)?|\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_NO_MEMORY: Final = re.compile(r"alloc", re.IGNORECASE)
+_FAULTS: Final = ort.capi.onnxruntime_pybind11_state
 _LOG_FATAL: Final = 4
 _KIB: Final = 1024
 
@@ -43,10 +47,12 @@ def _forked(graph: Path, memory_bytes: int, cpu_s: int) -> dict[str, Any]:
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(ours)
-        _limit(memory_bytes, cpu_s)
-        os.write(theirs, json.dumps(_verdict(graph)).encode())
-        os._exit(0)  # Not through the destructors of a graph that may have broken the heap.
+        try:
+            os.close(ours)
+            _limit(memory_bytes, cpu_s)
+            os.write(theirs, json.dumps(_verdict(graph)).encode())
+        finally:  # Not through the destructors of a graph that may have broken the heap.
+            os._exit(0)
     os.close(theirs)
     with open(ours, "rb") as pipe:  # noqa: PTH123  a descriptor has no path
         answer = pipe.read(64 * _KIB)
@@ -79,11 +85,12 @@ def _verdict(graph: Path) -> dict[str, Any]:
         with graph.open("rb") as file:
             if not file.seek(0, os.SEEK_END):
                 raise GraphRefusedError("is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                view = memoryview(data)
+            with (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+                memoryview(data) as view,
+            ):
                 walk(view)
-                view.release()
-        _load(graph)
+        _try(graph)
     except GraphRefusedError as error:
         return {"problem": str(error)}
     except (MemoryError, RecursionError):
@@ -94,19 +101,34 @@ def _verdict(graph: Path) -> dict[str, Any]:
     return {"memory_bytes": (peak - before) * _KIB}
 
 
-def _load(graph: Path) -> None:
+def _try(graph: Path) -> None:
+    """Load a graph, and run it once on zeros."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_FATAL
     try:
-        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except MemoryError:
         raise
-    except ort.capi.onnxruntime_pybind11_state.NotImplemented:
+    except _FAULTS.NotImplemented:
         return  # A kernel may be there on another provider; the load proper decides.
     except Exception as error:  # ONNX Runtime's errors share no narrower base.
-        words = " ".join(_PLACES.sub("", str(error)).split())[:_MAX_WORDS]
-        raise GraphRefusedError(f"cannot be loaded: {words}") from None
+        raise GraphRefusedError(f"cannot be loaded: {_words(error)}") from None
+    try:
+        signature = Signature.of(session.get_inputs(), session.get_outputs())
+        session.run(None, zeros(signature, 1))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Zeros are no real input: what refuses them may still be a good model.
+        if _NO_MEMORY.search(str(error)):
+            raise GraphRefusedError(
+                f"needs more memory to run than this server allows: {_words(error)}"
+            ) from None
+
+
+def _words(error: Exception) -> str:
+    return " ".join(_PLACES.sub("", str(error)).split())[:_MAX_WORDS]
 
 
 if __name__ == "__main__":

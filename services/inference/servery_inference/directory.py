@@ -143,7 +143,7 @@ def graph_of(root: Path, found: FoundModel, number: int) -> Bundle:
     if found.problem:
         raise LoadFailedError(found.problem)
     folder = found.folder / str(number)
-    bundle = Bundle(folder, golden_required=False, config=found.config)
+    bundle = Bundle(folder, golden_required=False, is_admitted=False, config=found.config)
     if bundle.config.is_ensemble:
         return bundle
     if not _FILE.fullmatch(bundle.graph.name) or bundle.graph.parent != folder:

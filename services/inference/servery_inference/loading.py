@@ -25,6 +25,7 @@ from servery_inference.engine import Engine, LoadFailedError, RunFailedError, op
 from servery_inference.golden import Golden
 from servery_inference.model_config import GRAPH, GivenConfig, offered, resolve
 from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
+from servery_inference.sandbox import Sandbox
 from servery_inference.servable import Servable
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog
@@ -46,6 +47,9 @@ class Bundle:
 
     golden_required: bool
     """Whether a version without golden rows is refused."""
+
+    is_admitted: bool = True
+    """Whether somebody opened the graph before and vouches for it."""
 
     config: GivenConfig = field(default_factory=GivenConfig.none)
     """What was written about the model."""
@@ -73,10 +77,18 @@ class Loader:
         settings: How sessions run whose config does not say otherwise.
         ledger: What models may use of memory.
         threads: What brings models up, and what runs them.
+        sandbox: Where graphs are opened first that nobody vouches for; None to trust them.
     """
 
-    def __init__(self, settings: EngineSettings, ledger: MemoryLedger, threads: "_Threads") -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        ledger: MemoryLedger,
+        threads: "_Threads",
+        sandbox: Sandbox | None = None,
+    ) -> None:
         self._settings = settings
+        self._sandbox = sandbox
         self._ledger = ledger
         self._threads = threads
         self._held: dict[Servable, int] = {}
@@ -84,11 +96,14 @@ class Loader:
     @classmethod
     @contextmanager
     def open(
-        cls, settings: EngineSettings, memory_limit_bytes: int | None = None
+        cls,
+        settings: EngineSettings,
+        memory_limit_bytes: int | None = None,
+        sandbox: Sandbox | None = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
         with _threads(usable_cores()) as threads:
-            yield cls(settings, MemoryLedger(memory_limit_bytes), threads)
+            yield cls(settings, MemoryLedger(memory_limit_bytes), threads, sandbox)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
@@ -107,6 +122,9 @@ class Loader:
         except OptionsUnsupportedError as error:
             raise LoadFailedError(str(error)) from None
         needed_bytes = await self.quietly(partial(_size_bytes, bundle, options))
+        if self._sandbox and not bundle.is_admitted:
+            grown_bytes = await self._sandbox.admit(bundle.graph)
+            needed_bytes = max(needed_bytes, grown_bytes)
         self._ledger.reserve(needed_bytes)
         try:
             prepared = await self._prepared(model, bundle, options)

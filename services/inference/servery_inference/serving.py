@@ -24,6 +24,7 @@ from servery_inference.metrics import exported
 from servery_inference.registry import RegistrySource
 from servery_inference.repository import Repository
 from servery_inference.rpcs import SERVICE, register
+from servery_inference.sandbox import Sandbox
 from servery_inference.servicer import EXTENSIONS, InferenceServicer
 from servery_inference.settings import InferenceSettings
 from servery_inference.shared_memory import SharedMemory
@@ -58,8 +59,11 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
     require_provider(settings.engine.provider)
     ready = asyncio.Event()
     async with AsyncExitStack() as stack:
+        sandbox = None
+        if settings.admission:
+            sandbox = await stack.enter_async_context(Sandbox.open(settings.admission))
         loader = stack.enter_context(
-            Loader.open(settings.engine, settings.model_memory_limit_bytes)
+            Loader.open(settings.engine, settings.model_memory_limit_bytes, sandbox=sandbox)
         )
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))

@@ -7,8 +7,10 @@ from typing import Final, cast
 from servery_inference.cores import usable_cores
 from servery_inference.directory import CONTROL_MODES, ControlMode
 from servery_inference.options import PROVIDERS, EngineSettings
+from servery_inference.sandbox import AdmissionLimits
 from servery_rpc.settings import ServerSettings, is_private, option
 
+_MIN_ADMISSION_BYTES: Final = 1 << 30
 _INT32_MAX: Final = (1 << 31) - 1
 
 
@@ -57,6 +59,14 @@ class InferenceSettings(ServerSettings):
         8192,
     )
 
+    admission_wall_s: float = option(
+        "seconds that a graph of --model-repository gets to open in a throw-away process, before"
+        " this one opens it; 0: this one opens it at once",
+        60.0,
+    )
+    admission_memory_bytes: int = option(
+        "bytes of address space that the throw-away process gets", 16 << 30
+    )
     model_memory_limit_bytes: int | None = option(
         "bytes of memory that all models together may be accounted with; unset: no limit", None
     )
@@ -111,6 +121,13 @@ class InferenceSettings(ServerSettings):
                 f" not {self.intra_op_threads}"
             )
 
+        if self.admission_wall_s < 0:
+            raise ValueError(f"admission_wall_s must be at least 0, not {self.admission_wall_s}")
+        if self.admission_memory_bytes < _MIN_ADMISSION_BYTES:
+            raise ValueError(
+                f"admission_memory_bytes must be at least {_MIN_ADMISSION_BYTES}, not"
+                f" {self.admission_memory_bytes}"
+            )
         if self.model_memory_limit_bytes is not None and self.model_memory_limit_bytes < 0:
             raise ValueError(
                 f"model_memory_limit_bytes must be at least 0, not {self.model_memory_limit_bytes}"
@@ -119,6 +136,15 @@ class InferenceSettings(ServerSettings):
             raise ValueError(
                 f"auto_max_batch_size must be 0 to {_INT32_MAX}, not {self.auto_max_batch_size}"
             )
+
+    @property
+    def admission(self) -> AdmissionLimits | None:
+        """What opening a graph of a directory first may cost; None to trust them."""
+        if self.model_repository is None or not self.admission_wall_s:
+            return None
+        return AdmissionLimits(
+            memory_bytes=self.admission_memory_bytes, wall_s=self.admission_wall_s
+        )
 
     @property
     def control_mode(self) -> ControlMode:
