@@ -31,7 +31,7 @@ def result(bundle: Path, out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
-    for option in ("--spec", "--dataset", "--out"):
+    for option in ("--spec", "--dataset", "--out", "--checkpoint-dir"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()

@@ -21,6 +21,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.examples import load_examples
+from servery_trainer.executor import ENVIRONMENT
 from servery_trainer.job import Lines
 from servery_trainer.spec import parse_spec
 from servery_trainer.split import split_rows
@@ -53,20 +54,30 @@ class Run:
         return json.loads((self.out / name).read_text())
 
 
-def start(spec: pb.TrainingSpec, dataset: Path, out: Path) -> subprocess.Popen[str]:
+def start(
+    spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path
+) -> subprocess.Popen[str]:
     text = out.with_name(f"{out.name}.json")
     text.write_text(json_format.MessageToJson(parse_spec(spec).to_proto()))
-    paths = ["--spec", text, "--dataset", dataset, "--out", out]
+    paths = ["--spec", text, "--dataset", dataset, "--out", out, *options]
     return subprocess.Popen(
-        [sys.executable, "-m", "servery_trainer.job", *map(str, paths), "--threads", "1"],
+        [
+            sys.executable,
+            "-m",
+            "servery_trainer.job",
+            *map(str, paths),
+            "--threads",
+            "1",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=os.environ | ENVIRONMENT,
     )
 
 
-def run(spec: pb.TrainingSpec, dataset: Path, out: Path) -> Run:
-    with start(spec, dataset, out) as process:
+def run(spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path) -> Run:
+    with start(spec, dataset, out, *options) as process:
         assert process.stdout is not None
         lines = [json.loads(line) for line in process.stdout]
     return Run(process.returncode, lines, out)
@@ -217,6 +228,34 @@ def test_the_same_seed_gives_the_same_model(table_job: Run, breast_cancer: Path)
     again = run(tabular(target="diagnosis"), breast_cancer, table_job.out.with_name("again"))
     for name in ("model.onnx", "golden.npz", "metrics.json", "lineage.json"):
         assert (again.out / name).read_bytes() == (table_job.out / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_or_stopped_it_goes_on_to_the_same_model_bit_for_bit(
+    image_job: Run, digits: Path, tmp_path: Path
+) -> None:
+    spec = image()
+    spec.training.max_epochs = 10
+    store = ("--checkpoint-dir", tmp_path / "checkpoint")
+    reached = 0
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        with start(spec, digits, tmp_path / "out", *store) as process:
+            assert process.stdout is not None
+            epochs = []
+            for line in process.stdout:
+                progress = json.loads(line)["progress"]
+                if progress["phase"] == "PHASE_TRAINING" and "step" in progress:
+                    epochs.append(progress.get("epoch", 0))
+                    if epochs[-1] >= reached + 2:
+                        break
+            process.send_signal(number)
+        assert epochs[0] >= reached  # went on, did not begin anew
+        reached = epochs[-1]
+        assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    resumed = run(spec, digits, tmp_path / "out", *store)
+    for name in ("model.onnx", "golden.npz", "metrics.json", "lineage.json"):
+        assert (resumed.out / name).read_bytes() == (image_job.out / name).read_bytes()
+    assert resumed.result.epochs == image_job.result.epochs
 
 
 @pytest.mark.slow

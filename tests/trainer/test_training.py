@@ -1,6 +1,7 @@
 """How a network is fitted, on data small enough to fit in a second."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
+from servery_trainer.checkpoints import CheckpointStore
 from servery_trainer.examples import Examples
 from servery_trainer.hyperparameters import Training
 from servery_trainer.networks import Dense
@@ -30,7 +32,7 @@ def settings(**changed: Any) -> Training:
 def examples(rows: int = 90) -> Examples:
     """Two overlapping clouds of points."""
     rng = np.random.default_rng(0)
-    codes = np.arange(rows) % 2
+    codes = (np.arange(rows) % 3 == 0).astype(np.int64)
     points = rng.normal(codes[:, None] * 2.0, 1.0, (rows, 2)).astype(np.float32)
     return Examples(
         types={},
@@ -46,7 +48,9 @@ def examples(rows: int = 90) -> Examples:
 
 
 def train(
-    wanted: Training, report: Callable[[pb.Progress], Any] = str
+    wanted: Training,
+    report: Callable[[pb.Progress], Any] = str,
+    store: CheckpointStore | None = None,
 ) -> tuple[Any, list[pb.Epoch], Any]:
     """Fit a small network; return it, its epochs and the validation part."""
     import keras
@@ -59,7 +63,7 @@ def train(
     network = families.build(Dense(hidden_units=(8,), dropout=0.2), (2,), 2)
     learned = training.Part(data, np.arange(60), preprocessing)
     held_out = training.Part(data, np.arange(60, 90), preprocessing)
-    return network, training.fit(network, learned, held_out, wanted, report), held_out
+    return network, training.fit(network, learned, held_out, wanted, report, store), held_out
 
 
 def loss(network: Any, part: Any) -> float:
@@ -133,3 +137,87 @@ def test_ends_at_the_step_whose_report_raises() -> None:
     with pytest.raises(SystemExit):
         train(settings(max_epochs=100), stop)
     assert len(seen) == 2
+
+
+EVERYTHING = settings(
+    max_epochs=6,
+    early_stopping_patience=6,
+    optimizer=pb.OPTIMIZER_SGD,
+    momentum=0.9,
+    schedule=pb.LEARNING_RATE_SCHEDULE_COSINE,
+    warmup_epochs=2,
+    l2=1e-3,
+    max_gradient_norm=0.5,
+    class_weights=pb.CLASS_WEIGHTS_BALANCED,
+)
+
+
+@pytest.mark.parametrize(
+    "wanted", [settings(max_epochs=6), EVERYTHING], ids=["adam", "all settings"]
+)
+def test_stopped_anywhere_it_goes_on_to_the_same_weights(tmp_path: Path, wanted: Training) -> None:
+    unbroken, epochs, _ = train(wanted)
+    store = CheckpointStore(tmp_path, "this training")
+    first: list[tuple[int, int]] = []  # where each run began
+
+    def run_for(steps: int) -> Any:
+        seen = 0
+
+        def report(progress: pb.Progress) -> None:
+            nonlocal seen
+            if not seen:
+                first.append((progress.epoch, progress.step))
+            seen += 1
+            if seen == steps:
+                raise SystemExit(143)
+
+        return train(wanted, report, store)
+
+    for steps in (3, 6, 1, 4):  # within an epoch, at its end, after one step
+        with pytest.raises(SystemExit):
+            run_for(steps)
+    resumed, resumed_epochs, _ = run_for(1000)
+    assert first == [(0, 1), (1, 4), (2, 2), (2, 3), (3, 3)]
+    assert resumed_epochs == epochs
+    for one, two in zip(unbroken.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_training_that_had_ended_is_not_done_again(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, "this training")
+    network, epochs, _ = train(settings(), store=store)
+    seen: list[pb.Progress] = []
+    again, same_epochs, _ = train(settings(), seen.append, store)
+    assert not seen
+    assert same_epochs == epochs
+    np.testing.assert_array_equal(network.get_weights()[0], again.get_weights()[0])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimizer": pb.OPTIMIZER_ADAMW, "weight_decay": 0.1},
+        {"optimizer": pb.OPTIMIZER_SGD, "momentum": 0.5},
+        {"schedule": pb.LEARNING_RATE_SCHEDULE_LINEAR},
+        {"warmup_epochs": 1},
+        {"l2": 0.1},
+        {"max_gradient_norm": 1e-3, "optimizer": pb.OPTIMIZER_SGD, "momentum": 0.9},
+        {"class_weights": pb.CLASS_WEIGHTS_BALANCED},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_every_setting_matters(changed: dict[str, Any]) -> None:
+    plain = settings(max_epochs=2)
+    if changed.get("optimizer") == pb.OPTIMIZER_SGD and len(changed) > 2:
+        plain = settings(max_epochs=2, optimizer=pb.OPTIMIZER_SGD, momentum=0.9)
+    one = train(plain)[0].get_weights()
+    two = train(settings(max_epochs=2, **changed))[0].get_weights()
+    assert not np.array_equal(one[0], two[0])
+
+
+def test_l2_keeps_kernels_small() -> None:
+    sizes = [
+        float(np.square(train(settings(max_epochs=10, l2=l2))[0].get_weights()[0]).sum())
+        for l2 in (0.0, 0.1)
+    ]
+    assert sizes[1] < sizes[0] / 2

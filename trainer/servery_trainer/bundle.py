@@ -118,6 +118,7 @@ def metrics(evaluation: Evaluation, parity: Parity) -> Any:
     """Render the evaluation of the graph."""
     return {
         **evaluation.summary,
+        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
         "test_rows": int(evaluation.confusion.sum()),
         "classes": [
             {
@@ -126,6 +127,8 @@ def metrics(evaluation: Evaluation, parity: Parity) -> Any:
                 "recall": figures.recall,
                 "f1": figures.f1,
                 "support": figures.support,
+                "roc_auc": figures.roc_auc,
+                "pr_auc": figures.pr_auc,
             }
             for figures in evaluation.classes
         ],

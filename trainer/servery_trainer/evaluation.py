@@ -3,13 +3,20 @@
 Shape suffixes: B rows, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servery_trainer.preprocessing import FloatArray
+from servery_trainer.scores import (
+    Interval,
+    average_precision,
+    bootstrap,
+    calibration_error,
+    roc_auc,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,10 @@ class ClassMetrics:
     """Harmonic mean of both; 0 if both are."""
     support: int
     """Rows of this class."""
+    roc_auc: float | None
+    """Of this class against the rest; None if all rows or none are of it."""
+    pr_auc: float | None
+    """Average precision of this class against the rest; None as above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +49,32 @@ class Evaluation:
     confusion: NDArray[np.int64]
     """[true class, predicted class]: number of rows."""
 
+    calibration_error: float
+    """Expected |confidence - accuracy| over bins of confidence."""
+    intervals: Mapping[str, Interval]
+    """95 % confidence intervals of `accuracy`, `macro_f1` and `log_loss`, by bootstrap over the
+    rows."""
+
     @property
     def summary(self) -> dict[str, float]:
         """The figures of `TrainingResult.metrics`; macro ones weigh all classes alike."""
-        return {
+        weights = [c.support for c in self.classes]
+        present = [c for c in self.classes if c.support]
+        figures = {
             "accuracy": self.accuracy,
-            "macro_precision": float(np.mean([c.precision for c in self.classes])),
-            "macro_recall": float(np.mean([c.recall for c in self.classes])),
-            "macro_f1": float(np.mean([c.f1 for c in self.classes])),
+            "balanced_accuracy": float(np.mean([c.recall for c in present])),
             "log_loss": self.log_loss,
+            "calibration_error": self.calibration_error,
         }
+        for name in ("precision", "recall", "f1"):
+            values = [getattr(c, name) for c in self.classes]
+            figures[f"macro_{name}"] = float(np.mean(values))
+            figures[f"weighted_{name}"] = float(np.average(values, weights=weights))
+        for name in ("roc_auc", "pr_auc"):
+            areas = [getattr(c, name) for c in self.classes if getattr(c, name) is not None]
+            if areas:
+                figures[name] = float(np.mean(areas))
+        return figures
 
 
 def evaluate(
@@ -68,10 +95,11 @@ def evaluate(
     precision, recall = right / np.maximum(claimed, 1), right / np.maximum(actual, 1)
     f1 = 2 * right / np.maximum(actual + claimed, 1)
     likelihood_B = probabilities_BK[np.arange(len(codes_B)), codes_B].astype(np.float64)
-    floor = np.finfo(np.float32).eps
+    losses_B = -np.log(np.clip(likelihood_B, np.finfo(np.float32).eps, 1))
+    areas = [_areas(probabilities_BK[:, code], codes_B == code) for code in range(classes)]
     return Evaluation(
         accuracy=float(right.sum() / len(codes_B)),
-        log_loss=float(-np.log(np.clip(likelihood_B, floor, 1)).mean()),
+        log_loss=float(losses_B.mean()),
         classes=tuple(
             ClassMetrics(
                 label=label,
@@ -79,8 +107,35 @@ def evaluate(
                 recall=float(recall[code]),
                 f1=float(f1[code]),
                 support=int(actual[code]),
+                roc_auc=areas[code][0],
+                pr_auc=areas[code][1],
             )
             for code, label in enumerate(labels)
         ),
         confusion=confusion.astype(np.int64),
+        calibration_error=calibration_error(probabilities_BK, codes_B),
+        intervals=bootstrap(
+            {"cell": codes_B * classes + predicted_B, "loss": losses_B},
+            {
+                "accuracy": lambda draws: (draws["cell"] % (classes + 1) == 0).mean(axis=1),
+                "macro_f1": lambda draws: [_macro_f1(cell, classes) for cell in draws["cell"]],
+                "log_loss": lambda draws: draws["loss"].mean(axis=1),
+            },
+        ),
     )
+
+
+def _macro_f1(cell_B: NDArray[np.int64], classes: int) -> float:
+    """Return the mean F1 over classes of rows in these cells of the confusion matrix."""
+    actual_B, predicted_B = np.divmod(cell_B, classes)
+    right = np.bincount(actual_B[actual_B == predicted_B], minlength=classes)
+    rows = np.bincount(actual_B, minlength=classes) + np.bincount(predicted_B, minlength=classes)
+    return float((2 * right / np.maximum(rows, 1)).mean())
+
+
+def _areas(
+    scores_B: FloatArray, truth_B: NDArray[np.bool_]
+) -> tuple[float, float] | tuple[None, None]:
+    if truth_B.all() or not truth_B.any():
+        return None, None
+    return roc_auc(scores_B, truth_B), average_precision(scores_B, truth_B)

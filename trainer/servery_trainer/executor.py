@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.jobs import Outcome
+
+ENVIRONMENT: Final = {"PYTHONHASHSEED": "0"}
+"""Of the process of a job: the converter walks through sets, and the graph follows their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,11 @@ class Work:
     def bundle(self) -> Path:
         """Directory of the files to publish; complete and durable once the outcome is a result."""
         return self.directory / "bundle"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Directory of how far training came; kept between attempts."""
+        return self.directory / "checkpoint"
 
     @property
     def spec_path(self) -> Path:

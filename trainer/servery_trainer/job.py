@@ -2,7 +2,9 @@
 
 Its standard output is JSON lines and nothing else: `{"progress": Progress}` as it goes, then one
 `{"result": TrainingResult}` (exit status 0) or `{"error": {"reason", "message", "metadata"}}` (exit
-status 1). On SIGTERM it ends at once, without either and without a bundle (exit status 143).
+status 1). On SIGTERM it ends at once, while training after the present step, without either and
+without a bundle (exit status 143). With `--checkpoint-dir` a second process given the same goes on
+where the first one ended, however it ended.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, TextIO
 
 from google.protobuf import json_format
 
@@ -86,20 +88,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", type=Path, required=True, help="TrainingSpec as JSON")
     parser.add_argument("--dataset", type=Path, required=True, help="file of the dataset")
     parser.add_argument("--out", type=Path, required=True, help="directory for the bundle")
+    parser.add_argument(
+        "--checkpoint-dir", type=Path, help="directory to go on from if it holds a checkpoint"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with [1]")
     args = parser.parse_args(argv)
     if args.threads < 1:
         parser.error("--threads must be at least 1")
-    signal.signal(signal.SIGTERM, _stop)
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop)
     logging.basicConfig(level=logging.WARNING)
     lines = Lines(_claim_stdout())
+
+    def report(progress: training_pb2.Progress) -> None:
+        lines.progress(progress)
+        stop.between_steps(progress.phase)
+
     try:
         lines.progress(training_pb2.Progress(phase=training_pb2.PHASE_STARTING))
         spec = parse_spec(json_format.Parse(args.spec.read_bytes(), training_pb2.TrainingSpec()))
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from servery_trainer import pipeline  # TensorFlow takes seconds: say STARTING first
 
-        lines.result(pipeline.run(spec, args.dataset, args.out, args.threads, lines.progress))
+        lines.result(
+            pipeline.run(spec, args.dataset, args.out, args.threads, report, args.checkpoint_dir)
+        )
     except ServeryError as error:
         lines.error(error.reason, str(error), error.metadata)
         return 1
@@ -113,8 +126,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _stop(*_: object) -> NoReturn:
-    raise SystemExit(STOPPED)
+class _Stop:
+    """A handler of SIGTERM: ends the process, but while it trains not before the step is done."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._training = False
+
+    def __call__(self, *_: object) -> None:
+        self._asked = True
+        if not self._training:
+            raise SystemExit(STOPPED)
+
+    def between_steps(self, phase: training_pb2.Phase.ValueType) -> None:
+        """Say what the process does next; ends it if that was asked for meanwhile."""
+        self._training = phase == training_pb2.PHASE_TRAINING
+        if self._asked:
+            raise SystemExit(STOPPED)
 
 
 def _claim_stdout() -> TextIO:

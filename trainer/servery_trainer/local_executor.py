@@ -25,7 +25,7 @@ from google.protobuf import json_format
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer import confine
 from servery_trainer.durable import sync_directory
-from servery_trainer.executor import Work
+from servery_trainer.executor import ENVIRONMENT, Work
 from servery_trainer.jobs import Outcome, crash
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,13 @@ class LocalExecutor:
                     *("--spec", str(work.spec_path)),
                     *("--dataset", str(work.dataset)),
                     *("--out", str(work.bundle)),
+                    *("--checkpoint-dir", str(work.checkpoint)),
                     *("--threads", str(self.num_threads)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=job_log,
+                env=os.environ | ENVIRONMENT,
                 start_new_session=True,  # Its own group, so that what it starts ends with it.
             )
 

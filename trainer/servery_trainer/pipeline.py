@@ -1,6 +1,7 @@
 """The steps of a job, from a stored file to a proven bundle. Imports TensorFlow."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
 from servery_trainer import bundle, export, families, parity, profiling, training
+from servery_trainer.canonical import canonical
+from servery_trainer.checkpoints import CheckpointStore
 from servery_trainer.evaluation import evaluate
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.fitting import fit_preprocessing
@@ -22,7 +25,12 @@ _PARITY_ROWS: Final = 1024
 
 
 def run(
-    spec: Spec, dataset: Path, out: Path, threads: int, report: training.Report
+    spec: Spec,
+    dataset: Path,
+    out: Path,
+    threads: int,
+    report: training.Report,
+    checkpoints: Path | None = None,
 ) -> training_pb2.TrainingResult:
     """Do all of a job but publishing.
 
@@ -32,6 +40,7 @@ def run(
         out: Directory to write the bundle to.
         threads: Threads of TensorFlow and ONNX Runtime, at least 1.
         report: Called at each phase and after each step; what it raises ends the job.
+        checkpoints: Directory to go on from, and to keep how far training came in.
 
     Returns:
         What came out, without the version.
@@ -59,11 +68,12 @@ def run(
     train, validation = (
         training.Part(examples, rows, preprocessing) for rows in (split.train, split.validation)
     )
-    epochs = training.fit(network, train, validation, spec.training, report)
+    store = CheckpointStore(checkpoints, _fingerprint(spec, threads)) if checkpoints else None
+    epochs = training.fit(network, train, validation, spec.training, report, store)
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
     classifier = export.with_softmax(network)
-    model = export.to_onnx(classifier, preprocessing, examples.labels)
+    model = canonical(export.to_onnx(classifier, preprocessing, examples.labels))
     graph = parity.Graph(model, threads)
     held_out = np.concatenate([split.test, split.validation])[:_PARITY_ROWS]
     expected_BK = export.predict(classifier, preprocessing, examples.take(held_out))
@@ -111,6 +121,10 @@ def run(
             training_pb2.Latency(batch_size=latency.batch_size, median_us=latency.median_us)
             for latency in latencies
         ],
+        intervals={
+            name: training_pb2.Interval(lower=lower, upper=upper)
+            for name, (lower, upper) in evaluation.intervals.items()
+        },
     )
 
 
@@ -150,6 +164,13 @@ def _lineage(spec: Spec, examples: Examples, split: Split) -> Any:
         },
         "libraries": bundle.libraries(tf.__version__),
     }
+
+
+def _fingerprint(spec: Spec, threads: int) -> str:
+    """Identify everything that decides the weights; the dataset's name holds its digest."""
+    libraries = bundle.libraries(tf.__version__)
+    decisive = [json_format.MessageToDict(spec.to_proto()), libraries, threads]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(row_numbers_B: NDArray[np.int64]) -> str:

@@ -218,8 +218,9 @@ class Scheduler:
 
     async def _tidy(self, name: TrainingJobName) -> None:
         """Give the disk back; the log of the process and its spec stay."""
-        bundle = self._job_directory(name) / "bundle"
-        await asyncio.to_thread(shutil.rmtree, bundle, ignore_errors=True)
+        for part in ("bundle", "checkpoint"):
+            path = self._job_directory(name) / part
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     def _job_directory(self, name: TrainingJobName) -> Path:
         return self._directory / name.tenant / name.job

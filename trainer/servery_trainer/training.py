@@ -1,28 +1,33 @@
 """Fits a network. Imports TensorFlow: for the process of a job only.
 
 The loop is our own, not Keras' `fit`: several workers can run it as it is (Keras 3's `fit` fails
-under MultiWorkerMirroredStrategy), and it can be stopped at any step.
+under MultiWorkerMirroredStrategy), and it can be stopped after any step and continued there with
+the same outcome, to the bit on one machine.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
+from servery_trainer.checkpoints import Checkpoint, CheckpointStore
 from servery_trainer.examples import Examples
 from servery_trainer.hyperparameters import Training
 from servery_trainer.preprocessing import FloatArray, Preprocessing
+from servery_trainer.schedules import class_weights, is_constant, learning_rate
 from servery_trainer.spec import ROOT
 
 Report = Callable[[training_pb2.Progress], object]
-"""Hears of each step; what it raises ends the job."""
+"""Hears of each step; what it raises ends the job. SystemExit leaves a checkpoint of that step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,14 @@ class Part:
     preprocessing: Preprocessing
 
     def batches(
-        self, size: int, rng: np.random.Generator | None = None
+        self, size: int, rng: np.random.Generator | None = None, skip: int = 0
     ) -> Iterator[tuple[FloatArray, NDArray[np.int64]]]:
-        """Yield features and codes of all rows, in random order if `rng` is given."""
+        """Yield features and codes of all rows but those of the first `skip` batches.
+
+        In random order if `rng` is given.
+        """
         rows = self.rows if rng is None else rng.permutation(self.rows)
-        for start in range(0, len(rows), size):
+        for start in range(skip * size, len(rows), size):
             batch = rows[start : start + size]
             yield (
                 self.preprocessing.apply(self.examples.take(batch)),
@@ -47,7 +55,12 @@ class Part:
 
 
 def fit(
-    network: keras.Model, train: Part, validation: Part, settings: Training, report: Report
+    network: keras.Model,
+    train: Part,
+    validation: Part,
+    settings: Training,
+    report: Report,
+    checkpoints: CheckpointStore | None = None,
 ) -> list[training_pb2.Epoch]:
     """Fit `network`, stop early, and leave the weights of the epoch with the best validation loss.
 
@@ -57,6 +70,7 @@ def fit(
         validation: What to stop early by.
         settings: How.
         report: Called after each step; what it raises ends the training.
+        checkpoints: Where to go on from, and where to keep how far it came after each epoch.
 
     Returns:
         What each epoch came to.
@@ -64,7 +78,26 @@ def fit(
     Raises:
         FieldInvalidError: The loss became infinite in the first epoch; names `learning_rate`.
     """
-    return _Fit(network, train, validation, settings, report).run()
+    return _Fit(network, train, validation, settings, report, checkpoints).run()
+
+
+@dataclass(slots=True)
+class _Position:
+    """Where training stands between two steps. With the variables and the order: everything."""
+
+    number: int = 1
+    """Of the present epoch."""
+    step: int = 0
+    """Steps done in it."""
+    loss_sum: float = 0.0
+    right: int = 0
+    seen: int = 0
+    epochs: list[Any] = field(default_factory=list)
+    """Each an `Epoch` as JSON."""
+    best_loss: float = math.inf
+    waited: int = 0
+    """Epochs since the best one."""
+    diverged: bool = False
 
 
 class _Fit:
@@ -77,66 +110,97 @@ class _Fit:
         validation: Part,
         settings: Training,
         report: Report,
+        checkpoints: CheckpointStore | None,
     ) -> None:
         self._network = network
         self._train = train
         self._validation = validation
         self._settings = settings
         self._report = report
+        self._checkpoints = checkpoints
         self._rng = np.random.Generator(np.random.PCG64(settings.seed))
+        self._order = self._rng.bit_generator.state  # at the start of the epoch
         self._steps = math.ceil(len(train.rows) / settings.batch_size)
-        self._began = time.monotonic()
         self._metrics: dict[str, float] = {}
-        self._learn, self._judge = _steps(network, settings.learning_rate)
+        self._at = _Position()
+        self._best: list[NDArray[Any]] = []
+        self._optimizer = _optimizer(settings)
+        self._optimizer.build(network.trainable_variables)
+        weights = class_weights(
+            settings, train.examples.codes_B[train.rows], network.output_shape[-1]
+        )
+        self._learn, self._judge = _steps(network, self._optimizer, weights, settings.l2)
+        self._resume()
+        self._began, self._began_after = time.monotonic(), self._steps_done
+
+    @property
+    def _steps_done(self) -> int:
+        return (self._at.number - 1) * self._steps + self._at.step
 
     def run(self) -> list[training_pb2.Epoch]:
-        epochs: list[training_pb2.Epoch] = []
-        best_loss, best_weights, waited = math.inf, None, 0
-        for number in range(1, self._settings.max_epochs + 1):
-            loss, accuracy = self._pass(number)
-            validation_loss, validation_accuracy = self._validate()
-            if not math.isfinite(loss + validation_loss):
-                break  # weights that are NaN stay NaN
-            self._metrics |= {"val_loss": validation_loss, "val_accuracy": validation_accuracy}
-            self._report(self._progress(number, self._steps, done=number))
-            epochs.append(
-                training_pb2.Epoch(
-                    number=number,
-                    loss=loss,
-                    accuracy=accuracy,
-                    validation_loss=validation_loss,
-                    validation_accuracy=validation_accuracy,
-                )
-            )
-            if validation_loss < best_loss:
-                best_loss, best_weights, waited = validation_loss, self._network.get_weights(), 0
-            else:
-                waited += 1
-                if waited == self._settings.early_stopping_patience:
-                    break
-        if best_weights is None:
+        at = self._at
+        while not (
+            at.diverged
+            or at.number > self._settings.max_epochs
+            or at.waited == self._settings.early_stopping_patience
+        ):
+            try:
+                self._pass()
+            except SystemExit:
+                self._save()
+                raise
+            self._close()
+        if not self._best:
             raise FieldInvalidError(
                 f"{ROOT}.training.learning_rate",
                 self._settings.learning_rate,
                 "be smaller: the loss became infinite in the first epoch",
             )
-        self._network.set_weights(best_weights)
-        return epochs
+        self._network.set_weights(self._best)
+        return [json_format.ParseDict(epoch, training_pb2.Epoch()) for epoch in at.epochs]
 
-    def _pass(self, number: int) -> tuple[float, float]:
-        """Learn from every row once; return mean loss and accuracy, in training mode."""
-        losses, right, seen = 0.0, 0, 0
-        for step, (features, codes) in enumerate(
-            self._train.batches(self._settings.batch_size, self._rng), start=1
-        ):
-            batch_loss, batch_right = self._learn(features, codes)
-            losses += float(batch_loss)
-            right += int(batch_right)
-            seen += len(codes)
-            self._metrics |= {"loss": losses / seen, "accuracy": right / seen}
-            if step < self._steps:
-                self._report(self._progress(number, step, done=number - 1))
-        return losses / seen, right / seen
+    def _pass(self) -> None:
+        """Learn from the rows of the present epoch that are left."""
+        at, settings = self._at, self._settings
+        batches = self._train.batches(settings.batch_size, self._rng, skip=at.step)
+        for features, codes in batches:
+            if not is_constant(settings):
+                rate = learning_rate(settings, self._steps_done, self._steps)
+                self._optimizer.learning_rate.assign(rate)
+            loss, right = self._learn(features, codes)
+            at.step += 1
+            at.loss_sum += float(loss)
+            at.right += int(right)
+            at.seen += len(codes)
+            self._metrics |= {"loss": at.loss_sum / at.seen, "accuracy": at.right / at.seen}
+            if at.step < self._steps:
+                self._report(self._progress(at.number, at.step, done=at.number - 1))
+
+    def _close(self) -> None:
+        """End the present epoch: judge it, keep what is best, write a checkpoint."""
+        at, number = self._at, self._at.number
+        loss, accuracy = at.loss_sum / at.seen, at.right / at.seen
+        validation_loss, validation_accuracy = self._validate()
+        at.diverged = not math.isfinite(loss + validation_loss)  # weights that are NaN stay NaN
+        if not at.diverged:
+            epoch = training_pb2.Epoch(
+                number=number,
+                loss=loss,
+                accuracy=accuracy,
+                validation_loss=validation_loss,
+                validation_accuracy=validation_accuracy,
+            )
+            at.epochs.append(json_format.MessageToDict(epoch))
+            at.waited += 1
+            if validation_loss < at.best_loss:
+                at.best_loss, at.waited = validation_loss, 0
+                self._best = self._network.get_weights()
+        at.number, at.step, at.loss_sum, at.right, at.seen = number + 1, 0, 0.0, 0, 0
+        self._order = self._rng.bit_generator.state
+        self._save()
+        if not at.diverged:
+            self._metrics |= {"val_loss": validation_loss, "val_accuracy": validation_accuracy}
+            self._report(self._progress(number, self._steps, done=number))
 
     def _validate(self) -> tuple[float, float]:
         losses, right = 0.0, 0
@@ -149,6 +213,7 @@ class _Fit:
     def _progress(self, number: int, step: int, done: int) -> training_pb2.Progress:
         steps_done = (number - 1) * self._steps + step
         steps_left = self._settings.max_epochs * self._steps - steps_done
+        seconds = time.monotonic() - self._began
         return training_pb2.Progress(
             phase=training_pb2.PHASE_TRAINING,
             epoch=done,
@@ -156,32 +221,78 @@ class _Fit:
             step=step,
             steps_per_epoch=self._steps,
             metrics=self._metrics,
-            eta_s=(time.monotonic() - self._began) / steps_done * steps_left,
+            eta_s=seconds / (steps_done - self._began_after) * steps_left,
         )
+
+    @property
+    def _variables(self) -> dict[str, list[Any]]:
+        """All that steps change; those of the network include the seeds of its random layers."""
+        return {"network": self._network.variables, "optimizer": self._optimizer.variables}
+
+    def _save(self) -> None:
+        if self._checkpoints is None:
+            return
+        arrays = {
+            name: [variable.numpy() for variable in variables]
+            for name, variables in self._variables.items()
+        }
+        position = asdict(self._at) | {"order": self._order}
+        self._checkpoints.save(Checkpoint(position, arrays | {"best": self._best}))
+
+    def _resume(self) -> None:
+        checkpoint = self._checkpoints.load() if self._checkpoints else None
+        if checkpoint is None:
+            return
+        for name, variables in self._variables.items():
+            for variable, array in zip(variables, checkpoint.arrays[name], strict=True):
+                variable.assign(array)
+        self._best = list(checkpoint.arrays["best"])
+        self._order = checkpoint.position.pop("order")
+        self._rng.bit_generator.state = self._order
+        self._at = _Position(**checkpoint.position)
 
 
 Step = Callable[[FloatArray, NDArray[np.int64]], tuple[tf.Tensor, tf.Tensor]]
 
 
-def _steps(network: keras.Model, learning_rate: float) -> tuple[Step, Step]:
+def _optimizer(settings: Training) -> keras.optimizers.Optimizer:
+    options = {
+        "learning_rate": settings.learning_rate,
+        "global_clipnorm": settings.max_gradient_norm or None,
+    }
+    match settings.optimizer:
+        case training_pb2.OPTIMIZER_ADAMW:
+            return keras.optimizers.AdamW(weight_decay=settings.weight_decay, **options)
+        case training_pb2.OPTIMIZER_SGD:
+            return keras.optimizers.SGD(momentum=settings.momentum, **options)
+        case _:
+            return keras.optimizers.Adam(**options)
+
+
+def _steps(
+    network: keras.Model, optimizer: keras.optimizers.Optimizer, weights: FloatArray, l2: float
+) -> tuple[Step, Step]:
     """Compile one step of learning and one of judging; each returns loss sum and number right."""
-    optimizer = keras.optimizers.Adam(learning_rate)
-    optimizer.build(network.trainable_variables)
     signature = [
         tf.TensorSpec([None, *network.input_shape[1:]], tf.float32),
         tf.TensorSpec([None], tf.int64),
     ]
+    kernels = [variable for variable in network.trainable_variables if len(variable.shape) > 1]
 
     def outcome(logits: tf.Tensor, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=codes, logits=logits)
         right = tf.equal(tf.argmax(logits, axis=1), codes)
-        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.int64))
+        weighted = losses * tf.gather(weights, codes)
+        return tf.reduce_sum(weighted), tf.reduce_sum(tf.cast(right, tf.int64))
 
     def learn(features: tf.Tensor, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             loss, right = outcome(network(features, training=True), codes)
-            mean = loss / tf.cast(tf.shape(codes)[0], tf.float32)
-        optimizer.apply(tape.gradient(mean, network.trainable_variables))
+            minimised = loss / tf.cast(tf.shape(codes)[0], tf.float32)
+            if l2:
+                squares = [tf.reduce_sum(tf.square(kernel)) for kernel in kernels]
+                minimised += l2 * tf.add_n(squares)
+        optimizer.apply(tape.gradient(minimised, network.trainable_variables))
         return loss, right
 
     def judge(features: tf.Tensor, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
