@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from servery_inference.batch import Batch, NotRowWiseError, kind_of, part
@@ -24,6 +23,7 @@ from servery_inference.queueing import (
     WorkQueue,
 )
 from servery_inference.request import NO_TERMS, Array, InferenceRequestInvalidError, Terms, Timing
+from servery_inference.runner import Result
 from servery_inference.statistics import ModelStatistics
 
 _JOINING_PAYS_S: Final = 3e-5
@@ -38,16 +38,6 @@ class ModelCannotRunError(InferenceRequestInvalidError):
 
     def __init__(self, model: str, problem: object) -> None:
         super().__init__(f"model '{model}' cannot run on these values: {problem}", model)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a model gave for one request."""
-
-    values: Sequence[Array]
-    """The wanted outputs, in their order; views of a batch."""
-
-    timing: Timing
 
 
 class Batcher:
@@ -98,15 +88,7 @@ class Batcher:
         terms: Terms = NO_TERMS,
         deadline: float | None = None,
     ) -> Result:
-        """Run the model on one request, when it is its turn.
-
-        Args:
-            feed: An array for every input.
-            names: Outputs to compute, in the order of the model.
-            rows: Length of the first axis where there is a batch, else 1.
-            size: See `costs`.
-            terms: What the request asks of the queue.
-            deadline: When its caller stops waiting, by `time.monotonic`; None for never.
+        """Run the model on one request, when it is its turn; see `Runner.run`.
 
         Raises:
             QueueFullError: Too many wait.

@@ -17,22 +17,31 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
-from servery_inference import golden
+from servery_inference import ensembles, golden
+from servery_inference.batch_policy import BatchPolicy
+from servery_inference.batcher import Batcher
 from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
 from servery_inference.classification import read_labels
 from servery_inference.cores import usable_cores
+from servery_inference.costs import Costs
 from servery_inference.engine import Engine, LoadFailedError, RunFailedError, open_engine
+from servery_inference.ensembles import Ensemble, Lease, Plan
+from servery_inference.execution import Execution
 from servery_inference.golden import Golden
 from servery_inference.model_config import GRAPH, GivenConfig, offered, resolve
 from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
+from servery_inference.queueing import Room
+from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
 from servery_inference.servable import Servable
+from servery_inference.statistics import ModelStatistics
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog
 
 UNKNOWN_ROWS: Final = (1, 2, 8)
 """Sizes of the first axis to try where it is free and yet no batch."""
 
+MAX_WAITING_REQUESTS: Final = 1000
 _NICENESS: Final = 10
 
 T = TypeVar("T")
@@ -76,6 +85,7 @@ class Loader:
     Args:
         settings: How sessions run whose config does not say otherwise.
         ledger: What models may use of memory.
+        room: What may wait for its turn.
         threads: What brings models up, and what runs them.
         sandbox: Where graphs are opened first that nobody vouches for; None to trust them.
     """
@@ -84,12 +94,14 @@ class Loader:
         self,
         settings: EngineSettings,
         ledger: MemoryLedger,
+        room: Room,
         threads: "_Threads",
         sandbox: Sandbox | None = None,
     ) -> None:
         self._settings = settings
         self._sandbox = sandbox
         self._ledger = ledger
+        self._room = room
         self._threads = threads
         self._held: dict[Servable, int] = {}
 
@@ -99,24 +111,32 @@ class Loader:
         cls,
         settings: EngineSettings,
         memory_limit_bytes: int | None = None,
+        max_waiting_requests: int = MAX_WAITING_REQUESTS,
         sandbox: Sandbox | None = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
         with _threads(usable_cores()) as threads:
-            yield cls(settings, MemoryLedger(memory_limit_bytes), threads, sandbox)
+            ledger = MemoryLedger(memory_limit_bytes)
+            yield cls(settings, ledger, Room(max_waiting_requests), threads, sandbox)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads.quiet, work)
 
-    async def load(self, model: str, version: int, bundle: Bundle) -> Servable:
+    async def load(self, model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
         """Load a version and prove it on its golden rows.
+
+        Args:
+            model: Name on the wire.
+            version: From 1 up.
+            bundle: Its files.
+            lease: Finds the models that an ensemble is made of.
 
         Raises:
             LoadFailedError: It must not answer requests.
         """
         if bundle.config.is_ensemble:
-            raise LoadFailedError("ensembles are not offered")
+            return _ensemble(model, version, bundle, lease)
         try:
             options = ModelOptions.of(bundle.config.message, self._settings)
         except OptionsUnsupportedError as error:
@@ -150,17 +170,30 @@ class Loader:
     def _servable(
         self, model: str, version: int, prepared: Prepared, options: ModelOptions
     ) -> Servable:
-        threads = self._threads
-        return Servable(
-            model,
-            version,
-            prepared.engine,
-            prepared.config,
-            prepared.labels,
-            prepared.warmth.inline_elements,
-            threads.watchdog,
-            BudgetedExecutor(threads.runs, threads.budget, options.num_threads),
-        )
+        threads, warmth = self._threads, prepared.warmth
+        executor = BudgetedExecutor(threads.runs, threads.budget, options.num_threads)
+        costs = Costs.of(warmth.inline_elements, warmth.points)
+        execution = Execution(prepared.engine, costs, threads.watchdog, executor)
+        config = prepared.config
+        outputs = [output.name for output in config.output]
+        policy = BatchPolicy.of(config)
+
+        def make_runner(statistics: ModelStatistics) -> Runner:
+            return Batcher(
+                model, outputs, execution, policy, statistics, self._room, options.instances
+            )
+
+        return Servable(model, version, config, prepared.labels, make_runner)
+
+
+def _ensemble(model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
+    config = ensembles.complete(model, bundle.config.message)
+    plan = Plan.of(config)
+
+    def make_runner(statistics: ModelStatistics) -> Runner:
+        return Ensemble(config, plan, lease, statistics)
+
+    return Servable(model, version, config, {}, make_runner)
 
 
 @dataclass(frozen=True, slots=True)

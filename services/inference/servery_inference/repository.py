@@ -322,7 +322,7 @@ class Repository:
     async def _made(self, model: _Model, number: int) -> Servable:
         try:
             bundle = await model.fetch(number)
-            return await self._loader.load(model.name, number, bundle)
+            return await self._loader.load(model.name, number, bundle, self.lease)
         except LoadFailedError:
             raise
         except Exception:

@@ -2,36 +2,36 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
-from servery_inference.batch_policy import BatchPolicy
-from servery_inference.batcher import Batcher, ModelCannotRunError, Result
+from servery_inference.batcher import ModelCannotRunError
 from servery_inference.classification import Labels
-from servery_inference.cores import usable_cores
-from servery_inference.costs import Costs
-from servery_inference.engine import Engine
-from servery_inference.execution import Execution
 from servery_inference.model_config import offered
 from servery_inference.queueing import (
     DeadlineUnreachableError,
     QueueFullError,
     QueueTimeoutError,
-    Room,
 )
-from servery_inference.request import Answer, Array, InferRequest, Output, Terms, Timing
+from servery_inference.request import (
+    Answer,
+    Array,
+    InferenceRequestInvalidError,
+    InferRequest,
+    Output,
+    Terms,
+    Timing,
+)
+from servery_inference.runner import Runner
 from servery_inference.statistics import Failure, ModelStatistics
-from servery_inference.tensors import bind, wanted_outputs
-from servery_inference.watchdog import Watchdog
+from servery_inference.tensors import bind, fit, wanted_outputs
 
 INLINE_PARSED_BYTES: Final = 16 << 10
 """Requests with more bytes that need Python work for each element are read on another thread."""
 
 _INLINE_RAW_BYTES: Final = 1 << 20
-_MAX_WAITING: Final = 1000
 
 
 class Servable:
@@ -40,27 +40,18 @@ class Servable:
     Args:
         model: Name on the wire.
         version: From 1 up.
-        engine: Its graph, warm.
         config: What it is told to be, complete; see `model_config.resolve`.
         labels: Names of classes, by output.
-        inline_elements: Requests with at most so many input elements run in less than a hand-over
-            to another thread is worth.
-        watchdog: Ends those that take long nevertheless.
-        executor: Where longer ones run.
-        room: Bounds what waits, together with others.
+        make_runner: Makes what runs its requests, which counts runs where it is told to.
     """
 
     def __init__(
         self,
         model: str,
         version: int,
-        engine: Engine,
         config: ModelConfig,
         labels: Labels,
-        inline_elements: int,
-        watchdog: Watchdog,
-        executor: Executor,
-        room: Room | None = None,
+        make_runner: Callable[[ModelStatistics], Runner],
     ) -> None:
         self.model = model
         self.version = version
@@ -68,16 +59,7 @@ class Servable:
         self.signature = offered(config)
         self.statistics = ModelStatistics()
         self.labels = labels
-        execution = Execution(engine, Costs(inline_elements), watchdog, executor)
-        self._batcher = Batcher(
-            model,
-            list(self.signature.outputs),
-            execution,
-            BatchPolicy.of(config),
-            self.statistics,
-            room or Room(_MAX_WAITING),
-            slots=usable_cores(),
-        )
+        self._runner = make_runner(self.statistics)
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -121,47 +103,77 @@ class Servable:
                 feed = bind(request, self.signature)
             else:
                 feed = await asyncio.to_thread(bind, request, self.signature)
-            bind_ns = time.perf_counter_ns() - arrival
-            result = await self._run(feed, names, request.terms, deadline)
+            timing, values = await self._run(arrival, feed, names, request.terms, deadline)
         except BaseException as error:
             self.statistics.record_failure(_failure(error), time.perf_counter_ns() - arrival)
             raise
-        timing = Timing(
-            result.timing.queue_ns,
-            result.timing.compute_input_ns + bind_ns,
-            result.timing.compute_infer_ns,
-            result.timing.compute_output_ns,
-        )
-        self._count(feed, timing, arrival)
         datatypes = self.signature.outputs
         outputs = [
             Output(name, datatypes[name].datatype.wire, value)
-            for name, value in zip(names, result.values, strict=True)
+            for name, value in zip(names, values, strict=True)
         ]
         return Answer(self.version, outputs, timing)
 
+    async def compute(
+        self,
+        feed: Mapping[str, Array],
+        names: Collection[str],
+        terms: Terms,
+        deadline: float | None,
+    ) -> dict[str, Array]:
+        """Run the model as a step of another one, on arrays as they are; see `infer`.
+
+        Args:
+            feed: The inputs; not changed, and not kept.
+            names: Outputs to compute.
+            terms: What the request says about its turn.
+            deadline: See `infer`.
+        """
+        arrival = time.perf_counter_ns()
+        try:
+            unknown = [name for name in names if name not in self.signature.outputs]
+            if unknown:
+                raise InferenceRequestInvalidError(
+                    f"unexpected inference output '{unknown[0]}' for model '{self.model}'",
+                    self.model,
+                )
+            wanted = [name for name in self.signature.outputs if name in names]
+            fitted = fit(feed, self.signature, self.model)
+            _, values = await self._run(arrival, fitted, wanted, terms, deadline)
+        except BaseException as error:
+            self.statistics.record_failure(_failure(error), time.perf_counter_ns() - arrival)
+            raise
+        return dict(zip(wanted, values, strict=True))
+
     async def _run(
         self,
+        arrival: int,
         feed: Mapping[str, Array],
         names: Sequence[str],
         terms: Terms,
         deadline: float | None,
-    ) -> Result:
-        return await self._batcher.run(feed, names, self._rows(feed), _size(feed), terms, deadline)
-
-    def _rows(self, feed: Mapping[str, Array]) -> int:
-        return len(next(iter(feed.values()))) if self.signature.max_batch_size and feed else 1
-
-    def _count(self, feed: Mapping[str, Array], timing: Timing, arrival: int) -> None:
-        self.statistics.record_request(
-            ok=True,
-            queue_ns=timing.queue_ns,
-            compute_input_ns=timing.compute_input_ns,
-            compute_infer_ns=timing.compute_infer_ns,
-            compute_output_ns=timing.compute_output_ns,
-            batch_size=self._rows(feed),
-            total_ns=time.perf_counter_ns() - arrival,
+    ) -> tuple[Timing, Sequence[Array]]:
+        bind_ns = time.perf_counter_ns() - arrival
+        rows = len(next(iter(feed.values()))) if self.signature.max_batch_size and feed else 1
+        result = await self._runner.run(feed, names, rows, _size(feed), terms, deadline)
+        timing = result.timing
+        timing = Timing(
+            timing.queue_ns,
+            timing.compute_input_ns + bind_ns,
+            timing.compute_infer_ns,
+            timing.compute_output_ns,
         )
+        if not result.is_cached:
+            self.statistics.record_request(
+                ok=True,
+                queue_ns=timing.queue_ns,
+                compute_input_ns=timing.compute_input_ns,
+                compute_infer_ns=timing.compute_infer_ns,
+                compute_output_ns=timing.compute_output_ns,
+                batch_size=rows,
+                total_ns=time.perf_counter_ns() - arrival,
+            )
+        return timing, result.values
 
 
 def _is_quickly_read(request: InferRequest) -> bool:

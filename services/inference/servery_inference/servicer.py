@@ -31,7 +31,6 @@ _FOREVER_S: Final = 1e6
 FAILURE_HEADER: Final = "triton_grpc_error"
 """`true` in the metadata of a stream: a failure is its status, and ends it."""
 
-PLATFORM: Final = "onnxruntime_onnx"
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
@@ -126,11 +125,12 @@ class InferenceServicer:
     ) -> pb.ModelMetadataResponse:
         """See grpc_service.proto."""
         authorize(context, VISIBLE, request.name)
-        signature = self._repository.find(request.name, request.version).signature
+        servable = self._repository.find(request.name, request.version)
+        signature = servable.signature
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[str(number) for number in self._repository.ready_versions(request.name)],
-            platform=PLATFORM,
+            platform=servable.config.platform,
             inputs=[_tensor_to_proto(tensor) for tensor in signature.inputs.values()],
             outputs=[_tensor_to_proto(tensor) for tensor in signature.outputs.values()],
         )

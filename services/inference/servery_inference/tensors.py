@@ -58,30 +58,69 @@ def bind(request: InferRequest, signature: Signature) -> dict[str, Array]:
             " Please provide all required input(s).",
             model,
         )
-    _check_rows(request, feed, signature.max_batch_size)
+    _check_rows(request.id, feed, signature.max_batch_size, model)
     return feed
+
+
+def fit(feed: Mapping[str, Array], signature: Signature, model: str) -> dict[str, Array]:
+    """Fit arrays to a model as `bind` does with those of a request; none is copied.
+
+    Raises:
+        InferenceRequestInvalidError: See `bind`.
+    """
+    if unknown := [name for name in feed if name not in signature.inputs]:
+        raise InferenceRequestInvalidError(
+            f"unexpected inference input '{shown(unknown[0])}' for model '{model}'", model
+        )
+    if missed := _missing(feed, signature):
+        raise InferenceRequestInvalidError(
+            f"input '{missed[0]}' for model '{model}' is missing", model
+        )
+    fitted: dict[str, Array] = {}
+    for name, array in feed.items():
+        expected = signature.inputs[name]
+        if array.dtype != expected.datatype.numpy:
+            raise InferenceRequestInvalidError(
+                f"inference input '{name}' data-type is '{array.dtype}', but model '{model}'"
+                f" expects '{expected.datatype.wire}'",
+                model,
+            )
+        if not expected.fits(array.shape):
+            raise InferenceRequestInvalidError(
+                f"unexpected shape for input '{name}' for model '{model}'. Expected"
+                f" {shown_shape(expected.shape)}, got {shown_shape(array.shape)}.",
+                model,
+            )
+        fitted[name] = (
+            array
+            if expected.inner is None
+            else array.reshape(refitted(array.shape, expected.shape, expected.inner))
+        )
+    _check_rows("", fitted, signature.max_batch_size, model)
+    return fitted
 
 
 def _missing(feed: Mapping[str, Array], signature: Signature) -> list[str]:
     return [t.name for t in signature.inputs.values() if t.name not in feed and not t.optional]
 
 
-def _check_rows(request: InferRequest, feed: Mapping[str, Array], max_batch_size: int) -> None:
+def _check_rows(
+    request_id: str, feed: Mapping[str, Array], max_batch_size: int, model: str
+) -> None:
     if not max_batch_size:
         return
     rows: int | None = None
     for name, array in feed.items():
         if rows is not None and len(array) != rows:
             raise InferenceRequestInvalidError(
-                f"input '{name}' batch size does not match other inputs for '{request.model}'",
-                request.model,
+                f"input '{name}' batch size does not match other inputs for '{model}'", model
             )
         rows = len(array)
     if rows is not None and rows > max_batch_size:
         raise InferenceRequestInvalidError(
-            f"[request id: {shown(request.id) or '<id_unknown>'}] inference request batch-size must"
-            f" be <= {max_batch_size} for '{request.model}'",
-            request.model,
+            f"[request id: {shown(request_id) or '<id_unknown>'}] inference request batch-size must"
+            f" be <= {max_batch_size} for '{model}'",
+            model,
         )
 
 
