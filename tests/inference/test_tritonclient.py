@@ -1,0 +1,84 @@
+"""tritonclient against the running process: every method of its four clients, unmodified.
+
+Runs in an environment of its own, `.venv-tritonclient`, which `make test` makes: tritonclient needs
+protobuf 6, our servers have 7.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.inference import graphs
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-tritonclient" / "bin" / "python"
+PROGRAM = Path(__file__).parent / "triton" / "all_methods.py"
+HTTP = "inference listens for HTTP on "
+GRPC = "inference listening on "
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason="no .venv-tritonclient: run through `make test`"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Running:
+    grpc: str
+    http: str
+    graph: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`servery-inference` as an operator starts it, in the explicit mode."""
+    root = tmp_path_factory.mktemp("models")
+    graphs.store(root, "simple", graphs.add_and_subtract())
+    graphs.store(root, "texts", graphs.identity("BYTES"))
+    graphs.store(root, "half", graphs.identity("FP16"))
+    graph = tmp_path_factory.mktemp("elsewhere") / "plus.onnx"
+    graph.write_bytes(graphs.plus(1))
+    command = [
+        *(sys.executable, "-m", "servery_inference", "--model-repository", str(root)),
+        *("--listen", "127.0.0.1:0", "--http-port", "0", "--shared-memory", "true"),
+        *("--model-control-mode", "explicit", "--load-model", "*", "--drain-s", "1"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            addresses: dict[str, str] = {}
+            assert process.stderr is not None
+            for line in process.stderr:
+                message = json.loads(line)["message"]
+                for prefix in (HTTP, GRPC):
+                    if message.startswith(prefix):
+                        addresses[prefix] = message.removeprefix(prefix)
+                if message == "inference is ready":
+                    break
+            yield Running(addresses[GRPC], addresses[HTTP], graph)
+        finally:
+            process.terminate()
+            process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["grpc", "grpc.aio", "http", "http.aio"])
+def test_every_method_of_a_client(server: Running, kind: str) -> None:
+    address = server.grpc if kind.startswith("grpc") else server.http
+    done = subprocess.run(
+        [PYTHON, PROGRAM, kind, address, server.graph],
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("passed: all\n")
