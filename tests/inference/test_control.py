@@ -36,8 +36,8 @@ async def serve(root: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-def explicit(root: Path, *names: str) -> Any:
-    return serve(root, model_control_mode="explicit", load_model=names)
+def explicit(root: Path, *names: str, **settings: Any) -> Any:
+    return serve(root, model_control_mode="explicit", load_model=names, **settings)
 
 
 async def load(channel: grpc.aio.Channel, model: str, **parameters: Any) -> None:
