@@ -33,6 +33,30 @@ MEASURE: Final = (
     *("--stability-percentage", "99", "--max-trials", "6"),
 )
 
+TWICE: Final = """
+platform: "ensemble"
+max_batch_size: 8
+input [
+  { name: "A" data_type: TYPE_INT32 dims: [ 16 ] },
+  { name: "B" data_type: TYPE_INT32 dims: [ 16 ] }
+]
+output [{ name: "DOUBLED" data_type: TYPE_INT32 dims: [ 16 ] }]
+ensemble_scheduling {
+  step [
+    {
+      model_name: "simple" model_version: -1
+      input_map { key: "a" value: "A" } input_map { key: "b" value: "B" }
+      output_map { key: "sum" value: "S" } output_map { key: "difference" value: "D" }
+    },
+    {
+      model_name: "simple" model_version: -1
+      input_map { key: "a" value: "S" } input_map { key: "b" value: "D" }
+      output_map { key: "sum" value: "DOUBLED" }
+    }
+  ]
+}
+"""
+
 
 def problem() -> str:
     """Why the program cannot run here; empty if it can."""
@@ -86,6 +110,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "models"
     graphs.store(root, "simple", graphs.add_and_subtract())
     graphs.store(root, "texts", graphs.identity("BYTES"))
+    (root / "twice" / "1").mkdir(parents=True)
+    (root / "twice" / "config.pbtxt").write_text(TWICE)
     return root
 
 
@@ -97,6 +123,8 @@ def root(tmp_path: Path) -> Path:
         pytest.param("simple", ("-b", "4", "--async"), id="batches of the caller"),
         pytest.param("simple", ("--streaming", "--async"), id="a stream"),
         pytest.param("simple", ("--request-rate-range", "200"), id="a rate"),
+        pytest.param("simple", ("--trace-level", "TIMESTAMPS"), id="traces"),
+        pytest.param("twice", (), id="a pipeline of models"),
         pytest.param("texts", ("--shape", "x:2", "--string-length", "9"), id="texts"),
         pytest.param(
             "simple", ("--grpc-compression-algorithm", "gzip", "--async"), id="compression"
@@ -125,6 +153,23 @@ async def test_it_measures_through_shared_memory(root: Path, tmp_path: Path) -> 
         assert not left.regions
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="binary tensors"),
+        pytest.param(
+            ("--input-tensor-format", "json", "--output-tensor-format", "json"), id="JSON"
+        ),
+    ],
+)
+async def test_it_measures_over_http(options: Sequence[str], root: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    async with serving(root, tmp_path, "--http-port", port):
+        url = ("-u", f"127.0.0.1:{port}", "-i", "http")
+        for measured in await measure(tmp_path, "-m", "simple", *url, *options):
+            assert_sane(measured)
+
+
 async def test_it_names_what_it_cannot_measure(root: Path, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     async with serving(root, tmp_path, address=address):
@@ -142,7 +187,7 @@ async def measure(folder: Path, *options: str) -> list[Measured]:
     counts = list(
         zip(
             *(
-                [int(count) for count in re.findall(rf"^ +{name}: (\d+)", output, re.MULTILINE)]
+                [int(count) for count in re.findall(rf"^ {{4}}{name}: (\d+)", output, re.MULTILINE)]
                 for name in (
                     "Request count",
                     "Successful request count",
