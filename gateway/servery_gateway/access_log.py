@@ -21,8 +21,29 @@ _RESPONSE: Final = "envoy.service.accesslog.v3.StreamAccessLogsResponse"
 _OK: Final = 0
 _CANCELLED: Final = 1
 _UNKNOWN: Final = 2
+_REST: Final = "/v2"
+_REST_CODES: Final = {
+    0: 1,
+    200: 0,
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    429: 8,
+    500: 13,
+    503: 14,
+    504: 4,
+}
+"""HTTP status to `google.rpc.Code`, for calls that have no gRPC status."""
+
 # A stream and `ModelReady` answer OK for a model that is not there.
-_ANSWERED_BY: Final = ("/ModelInfer", "/ModelMetadata", "/ModelConfig", "/ModelStatistics")
+_ANSWERED_BY: Final = (
+    "/infer",
+    "/ModelInfer",
+    "/ModelMetadata",
+    "/ModelConfig",
+    "/ModelStatistics",
+)
 
 
 class AccessLog:
@@ -78,8 +99,9 @@ def call_of(entry: Any) -> Call:
     common, request, response = entry.common_properties, entry.request, entry.response
     metadata = common.metadata.filter_metadata
     claims = _text(metadata.get(TOKEN_METADATA), "claims", "tenant")
-    code = _code(response)
     path = request.path.partition("?")[0]
+    is_rest = path.startswith(_REST)
+    code = _REST_CODES.get(response.response_code.value, _UNKNOWN) if is_rest else _code(response)
     return Call(
         id=_identity(common, request),
         bill=Bill(

@@ -88,9 +88,30 @@ local function permits(patterns, model)
   return false
 end
 
+-- The rule of a call over the REST form of the inference protocol, and the model its path names.
+local function rest_rule(method, path)
+  local any_token = {verbs = {}}
+  if path == "/v2" or path == "/v2/health/live" or path == "/v2/health/ready" then
+    return method == "GET" and any_token or nil
+  end
+  if path == "/v2/repository/index" then return method == "POST" and any_token or nil end
+  local model, rest = string.match(path, "^/v2/models/([^/?]+)(.*)$")
+  if model == nil then return nil end
+  rest = string.gsub(rest, "^/versions/%d+", "")
+  if method == "POST" and rest == "/infer" then
+    return {verbs = {"infer"}, model_field = "model_name"}, model
+  end
+  if method == "GET" and (rest == "" or rest == "/ready" or rest == "/config" or rest == "/stats") then
+    return {verbs = {"infer", "read"}, model_field = "name"}, model
+  end
+end
+
 function envoy_on_request(handle)
   local path = handle:headers():get(":path")
-  local rule = RULES[path]
+  local rule, path_model = RULES[path], nil
+  if rule == nil and string.sub(path, 1, 3) == "/v2" then
+    rule, path_model = rest_rule(handle:headers():get(":method"), path)
+  end
   if rule == nil then return deny(handle, "call", printable(path)) end
   if rule.public then return end
 
@@ -99,7 +120,7 @@ function envoy_on_request(handle)
   local resource, tenant, model = "tenants/" .. claims.tenant, claims.tenant, nil
   if rule.model_field then
     local values = (metadata:get(REQUEST) or {})[rule.model_field] or {}
-    local name = values[1] or ""
+    local name = path_model or values[1] or ""
     tenant, model = parse_model(name)
     if model == nil then return invalid_model(handle, rule.model_field, name) end
     resource = "tenants/" .. tenant .. "/models/" .. model

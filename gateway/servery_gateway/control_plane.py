@@ -24,7 +24,7 @@ from servery_gateway.database import open_sqlite
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
 from servery_gateway.limits import Rates
 from servery_gateway.meter import Meter, metering
-from servery_gateway.methods import GATEWAY, INFERENCE, REGISTRY, TRAINER
+from servery_gateway.methods import GATEWAY, INFERENCE, INFERENCE_HTTP, REGISTRY, TRAINER
 from servery_gateway.quota_servicer import QuotaServicer
 from servery_gateway.quota_store import QuotaStore
 from servery_gateway.quotas import Quotas
@@ -146,7 +146,13 @@ def _state(settings: GatewaySettings) -> GatewayState:
             REGISTRY: settings.upstream("registry"),
             TRAINER: settings.upstream("trainer"),
             GATEWAY: settings.upstream("listen"),
+            **(
+                {INFERENCE_HTTP: settings.upstream("inference_http")}
+                if settings.inference_http
+                else {}
+            ),
         },
+        origins=settings.browser_origins,
         jwks=(),
         denied_keys=frozenset(),
         spent=frozenset(),

@@ -17,7 +17,7 @@ from servery_gateway.extensions import (
     typed,
 )
 from servery_gateway.limits import DENIED_NAME, RATE_LIMIT, RATES_NAME
-from servery_gateway.methods import Method
+from servery_gateway.methods import JWKS_PATH, Method, public_paths
 from servery_gateway.snapshot import Resource
 from servery_gateway.tokens import AUDIENCE, ISSUER
 from servery_rpc.identity import CLAIMS_HEADER
@@ -27,11 +27,20 @@ AUTHENTICATION_NAME: Final = "authentication"
 
 _AUTHENTICATION: Final = f"{HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication"
 _CLOCK_SKEW_S: Final = 5
+_HEALTH: Final = {
+    "@type": f"{HTTP_FILTERS}.health_check.v3.HealthCheck",
+    "pass_through_mode": False,
+    "headers": [{"name": ":path", "string_match": {"exact": "/healthz"}}],
+}
+"""Says 200 while Envoy serves and 503 while it drains, to balancers that know no gRPC."""
 
 
 def http_filters(methods: Sequence[Method]) -> list[Mapping[str, Any]]:
     """The chain, in its order: who is it, is its key good, how often, which model, may it."""
     return [
+        typed("envoy.filters.http.health_check", _HEALTH),
+        typed("envoy.filters.http.cors", {"@type": f"{HTTP_FILTERS}.cors.v3.Cors"}),
+        typed("envoy.filters.http.grpc_web", {"@type": f"{HTTP_FILTERS}.grpc_web.v3.GrpcWeb"}),
         _discovered(AUTHENTICATION_NAME, _AUTHENTICATION),
         _discovered(DENIED_NAME, RBAC),
         _discovered(RATES_NAME, RATE_LIMIT),
@@ -75,11 +84,12 @@ def authentication(methods: Sequence[Method], jwks: Sequence[Mapping[str, str]])
         "forward_payload_header": CLAIMS_HEADER,
         "payload_in_metadata": "claims",
     }
-    public = [{"match": {"path": method.path}} for method in methods if method.rule.public]
+    public = [{"match": {"path": path}} for path in public_paths(methods)]
     return typed(
         AUTHENTICATION_NAME,
         {
             "@type": _AUTHENTICATION,
+            "bypass_cors_preflight": True,
             "providers": {"servery": provider},
             "rules": [
                 *public,
@@ -109,7 +119,7 @@ def _extraction(methods: Sequence[Method]) -> Mapping[str, Any]:
 
 def _authorization(methods: Sequence[Method]) -> str:
     """The script, behind the table of methods it decides by."""
-    lines = []
+    lines = [f"  [{json.dumps(JWKS_PATH)}] = {{public = true}},"]
     for method in methods:
         rule = method.rule
         if rule.denied:
@@ -133,9 +143,7 @@ def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
             "policies": {
                 "public": {
                     "permissions": [
-                        {"url_path": {"path": {"exact": method.path}}}
-                        for method in methods
-                        if method.rule.public
+                        {"url_path": {"path": {"exact": path}}} for path in public_paths(methods)
                     ],
                     "principals": anyone,
                 },

@@ -8,10 +8,10 @@ from servery_gateway.extensions import ADS, CONTROL_PLANE, EXTENSIONS, typed
 from servery_gateway.filters import http_filters
 from servery_gateway.methods import Method
 from servery_gateway.refusals import refusals
+from servery_gateway.routes import ROUTES_NAME
 from servery_gateway.snapshot import Resource
 
 LISTENER_NAME: Final = "public"
-ROUTES_NAME: Final = "public"
 CERTIFICATE_NAME: Final = "public"
 
 _WINDOW_BYTES: Final = 64 << 20
@@ -44,7 +44,7 @@ def public_listener(
             {
                 "@type": f"{EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext",
                 "common_tls_context": {
-                    "alpn_protocols": ["h2"],
+                    "alpn_protocols": ["h2", "http/1.1"],
                     "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
                     "tls_certificate_sds_secret_configs": [
                         {"name": CERTIFICATE_NAME, "sds_config": ADS}
@@ -70,7 +70,7 @@ def _connection_manager(methods: Sequence[Method]) -> dict[str, Any]:
     return {
         "@type": f"{network}.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "public",
-        "codec_type": "HTTP2",
+        "codec_type": "AUTO",
         "rds": {"route_config_name": ROUTES_NAME, "config_source": ADS},
         "early_header_mutation_extensions": [
             typed(

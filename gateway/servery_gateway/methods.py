@@ -3,7 +3,7 @@
 A method that is not here is refused, and so is one whose rule is `DENIED`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -41,6 +41,11 @@ INFERENCE: Final = "inference"
 REGISTRY: Final = "registry"
 TRAINER: Final = "trainer"
 GATEWAY: Final = "gateway"
+INFERENCE_HTTP: Final = "inference-http"
+"""The HTTP door of inference."""
+
+JWKS_PATH: Final = "/.well-known/jwks.json"
+"""Where the keys that tokens are verified with are published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,11 @@ _FILES: Final = (
     (GATEWAY, quota_pb2.DESCRIPTOR),
     (GATEWAY, usage_pb2.DESCRIPTOR),
 )
+
+
+def public_paths(table: Iterable[Method]) -> list[str]:
+    """Return the HTTP paths that need no token."""
+    return [JWKS_PATH, *(method.path for method in table if method.rule.public)]
 
 
 def methods() -> tuple[Method, ...]:

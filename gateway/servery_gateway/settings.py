@@ -1,11 +1,15 @@
 """What `servery-gateway` can be told."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from servery_gateway.address import Address, HostAddress, UnixAddress, parse_address
 from servery_gateway.quota import MAX_PER_SECOND
 from servery_rpc.settings import ServerSettings, is_private, option
+
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,12 @@ class GatewaySettings(ServerSettings):
     registry: str = option("unix:PATH or host:port of the registry")
     trainer: str = option("unix:PATH or host:port of the trainer")
     inference: str = option("unix:PATH or host:port of the inference server")
+    inference_http: str | None = option(
+        "unix:PATH or host:port of the HTTP door of the inference server; unset: no REST", None
+    )
+    browser_origins: tuple[str, ...] = option(
+        "from where pages in browsers may call, such as https://app.example.org; none: nowhere", ()
+    )
     key_exchanges_per_minute: int = option(
         "how many keys one address may exchange for tokens, by each Envoy", 600
     )
@@ -57,6 +67,13 @@ class GatewaySettings(ServerSettings):
                 )
         for name in ("registry", "trainer", "inference"):
             self.upstream(name)
+        if self.inference_http is not None:
+            self.upstream("inference_http")
+        for origin in self.browser_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"browser_origins has {origin!r}, which is not like https://app.example.org"
+                )
         if (self.public_tls_certificate is None) != (self.public_tls_key is None):
             raise ValueError("public_tls_certificate and public_tls_key must be given together")
         public = self.public_address

@@ -12,10 +12,10 @@ from servery_gateway.limits import DENIED_NAME, RATES_NAME, Rates, deny, rate_li
 from servery_gateway.listener import (
     CERTIFICATE_NAME,
     LISTENER_NAME,
-    ROUTES_NAME,
     public_listener,
 )
-from servery_gateway.methods import INFERENCE, Method, methods
+from servery_gateway.methods import INFERENCE_HTTP, methods
+from servery_gateway.routes import ROUTES_NAME, route_table
 from servery_gateway.snapshot import (
     CLUSTER,
     ENDPOINTS,
@@ -41,7 +41,11 @@ class GatewayState:
     """None: without TLS."""
 
     upstreams: Mapping[str, Address]
-    """Where the processes behind are reached; every name of `methods.Method.upstream`."""
+    """Where the processes behind are reached; every name of `methods.Method.upstream`, and
+    `INFERENCE_HTTP` if inference answers HTTP, too."""
+
+    origins: tuple[str, ...]
+    """From where pages in browsers may call, such as `https://app.example.org`."""
 
     jwks: tuple[Mapping[str, str], ...]
     """The public keys that tokens are verified with, as JSON Web Keys."""
@@ -84,45 +88,15 @@ def translate(state: GatewayState) -> Snapshot:
                 LISTENER_NAME: public_listener(state.public, table, tls=certificate is not None)
             },
             ROUTES: {
-                ROUTES_NAME: {
-                    "name": ROUTES_NAME,
-                    "virtual_hosts": [
-                        {
-                            "name": ROUTES_NAME,
-                            "domains": ["*"],
-                            "routes": [_route(m) for m in table if not m.rule.denied],
-                        }
-                    ],
-                }
+                ROUTES_NAME: route_table(
+                    table,
+                    state.jwks,
+                    state.origins,
+                    rest=INFERENCE_HTTP in state.upstreams,
+                )
             },
         }
     )
-
-
-def _route(method: Method) -> Resource:
-    # With max_stream_duration, `timeout` does not count. Without a deadline of the caller the
-    # first value holds; its deadline may be as long as the second.
-    unbounded = method.client_streaming or method.server_streaming
-    default, longest = ("3600s", "3600s") if unbounded else ("60s", "300s")
-    action: dict[str, Any] = {
-        "cluster": method.upstream,
-        "timeout": "0s",
-        "max_stream_duration": {
-            "max_stream_duration": default,
-            "grpc_timeout_header_max": longest,
-        },
-    }
-    if method.server_streaming:
-        action["idle_timeout"] = "0s"  # A watch may have nothing to say for long.
-    if not unbounded:
-        # Only what no server has begun to do; inference has no effects, so also what one refused.
-        retry_on = "connect-failure,refused-stream"
-        action["retry_policy"] = {
-            "retry_on": f"{retry_on},unavailable" if method.upstream == INFERENCE else retry_on,
-            "num_retries": 2,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        }
-    return {"match": {"path": method.path, "grpc": {}}, "route": action}
 
 
 def _cluster(name: str, address: Address) -> Resource:
@@ -140,7 +114,11 @@ def _cluster(name: str, address: Address) -> Resource:
                 "no_traffic_interval": "0.5s",
                 "unhealthy_threshold": 3,
                 "healthy_threshold": 1,
-                "grpc_health_check": {},
+                **(
+                    {"http_health_check": {"path": "/v2/health/live", "host": "inference"}}
+                    if name == INFERENCE_HTTP
+                    else {"grpc_health_check": {}}
+                ),
             }
         ],
         "circuit_breakers": {
@@ -156,7 +134,9 @@ def _cluster(name: str, address: Address) -> Resource:
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: {
                 "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
-                "explicit_http_config": {
+                "explicit_http_config": {"http_protocol_options": {}}
+                if name == INFERENCE_HTTP
+                else {
                     "http2_protocol_options": {
                         "connection_keepalive": {"interval": "30s", "timeout": "10s"}
                     }

@@ -373,6 +373,13 @@ def own_directory() -> Iterator[Path]:
         yield directory
 
 
+@pytest.fixture(scope="module")
+def module_directory() -> Iterator[Path]:
+    """A short directory for a gateway of the module's own."""
+    with short_directory() as directory:
+        yield directory
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_proxy() -> None:
     os.environ.setdefault("no_proxy", "127.0.0.1")

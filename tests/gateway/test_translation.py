@@ -40,6 +40,7 @@ LOCAL = GatewayState(
         name: UnixAddress(f"/run/servery/{name}.sock")
         for name in ("gateway", "inference", "registry", "trainer")
     },
+    origins=(),
     jwks=(JWK,),
     denied_keys=frozenset(),
     spent=frozenset(),
@@ -52,7 +53,9 @@ CLUSTERED = GatewayState(
         **LOCAL.upstreams,
         "inference": HostAddress("10.0.0.7", 9000),
         "registry": HostAddress("registry.servery.svc", 9000),
+        "inference-http": HostAddress("10.0.0.7", 9001),
     },
+    origins=("https://app.example.org",),
     jwks=(JWK,),
     denied_keys=frozenset({"tenants/acme/apiKeys/2", "tenants/acme/apiKeys/1"}),
     spent=frozenset({"tenants/dry", "tenants/acme/apiKeys/3"}),
@@ -91,7 +94,7 @@ def test_a_local_gateway() -> None:
 
 def test_a_gateway_with_tls_and_servers_elsewhere() -> None:
     resources = translate(CLUSTERED).resources
-    kinds = (CLUSTER, ENDPOINTS, SECRET, EXTENSION)
+    kinds = (CLUSTER, ENDPOINTS, SECRET, EXTENSION, ROUTES)
     chain = resources[LISTENER]["public"]["filter_chains"][0]
     got = {kind: resources[kind] for kind in kinds} | {"tls": chain["transport_socket"]}
     compare("gateway_clustered.json", readable(got))
