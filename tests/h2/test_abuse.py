@@ -145,6 +145,14 @@ async def test_a_frame_that_says_it_is_huge(serving: Serving) -> None:
         assert await wire.goodbye() == ErrorCode.FRAME_SIZE_ERROR
 
 
+async def test_data_without_end_for_a_stream_that_was_reset(serving: Serving) -> None:
+    async with connected(serving.address) as wire:
+        await wire.send(request(1, "/no.Such/Method"))
+        await wire.until(frames.RST_STREAM, 1)
+        part = data(1, bytes(16_384), end=False)
+        assert await flood(wire, *[part] * 1_000) == ErrorCode.STREAM_CLOSED
+
+
 async def test_a_compressed_bomb(serving: Serving) -> None:
     bomb = zlib.compress(bytes(50_000_000), 9)
     async with connected(serving.address) as wire:

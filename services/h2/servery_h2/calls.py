@@ -18,8 +18,6 @@ from servery_h2.stream import Stream
 
 log = logging.getLogger(__name__)
 
-_running: set[asyncio.Future[Any]] = set()  # The loop itself keeps only weak references to tasks.
-
 
 def start_unary(stream: Stream, method: Method, message: bytes) -> None:
     """Run the handler of a call whose one request message is `message`."""
@@ -44,10 +42,12 @@ def _start_raw(stream: Stream, handle: Callable[[bytes, Stream], Any], message: 
         return
     if isinstance(response, bytes):
         stream.reply(response)
-        return
-    _watch(stream, asyncio.ensure_future(response, loop=stream.connection.loop))
-    assert stream.task is not None  # noqa: S101
-    stream.task.add_done_callback(partial(_end_raw, stream))
+    elif inspect.isawaitable(response):
+        task = asyncio.ensure_future(response, loop=stream.connection.loop)
+        _watch(stream, task)
+        task.add_done_callback(partial(_end_raw, stream))
+    else:
+        _fail(stream, TypeError(f"a raw handler returned {type(response).__name__}, not bytes"))
 
 
 def _end_raw(stream: Stream, future: asyncio.Future[bytes]) -> None:
@@ -67,8 +67,9 @@ def _start_task(stream: Stream, method: Method, message: bytes | None) -> None:
 
 def _watch(stream: Stream, task: asyncio.Future[Any]) -> None:
     stream.task = task
-    _running.add(task)
-    task.add_done_callback(_running.discard)
+    running = stream.connection.host.running
+    running.add(task)
+    task.add_done_callback(running.discard)
     if stream.deadline is not None:
         stream.timer = stream.connection.loop.call_at(stream.deadline, stream.expire)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Final, cast
 
 import grpc
@@ -20,7 +19,7 @@ from servery_h2.lifecycle import Lifecycle
 from servery_h2.limits import Tolerance
 from servery_h2.outbox import Outbox
 from servery_h2.peer import auth_context_of, name_of
-from servery_h2.request import RequestHead, parse_request
+from servery_h2.request import RequestHead, RequestParser
 from servery_h2.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -57,13 +56,12 @@ class Connection(asyncio.Protocol):
         self.block: tuple[int, int, list[bytes]] | None = None
         """Stream, flags and parts of a header block that CONTINUATION goes on."""
         self.heads: HeaderReader[RequestHead] = HeaderReader(
-            4 * limits.max_header_list_bytes,
-            partial(parse_request, max_list_bytes=limits.max_header_list_bytes),
+            4 * limits.max_header_list_bytes, RequestParser(limits.max_header_list_bytes)
         )
         self.tolerance = Tolerance(limits, loop.time)
         self.inflow = Inflow(self)
-        self.reset_ids: dict[int, None] = {}
-        """Streams we reset of late: frames for them may still come."""
+        self.reset_ids: dict[int, int] = {}
+        """Streams we reset of late, and how much DATA for them may still be on its way."""
         # Anything but DATA is held until it is whole; only header blocks can be of any length.
         self._max_other_frame = max(frames.DEFAULT_MAX_FRAME, limits.max_header_list_bytes)
         self._rest = b""
@@ -155,6 +153,7 @@ class Connection(asyncio.Protocol):
         stream = Stream(self, stream_id, head, method)
         self.streams[stream_id] = stream
         stream.received_at = self.loop.time()
+        stream.remote_closed = end_stream
         if head.timeout_s is not None and head.timeout_s < _NO_DEADLINE_S:
             stream.deadline = stream.received_at + head.timeout_s
         if head.refusal is not None:
@@ -316,5 +315,5 @@ class Connection(asyncio.Protocol):
     def _reset_id(self, stream_id: int, code: ErrorCode) -> None:
         if len(self.reset_ids) >= _REMEMBERED_RESETS:
             del self.reset_ids[next(iter(self.reset_ids))]
-        self.reset_ids[stream_id] = None
+        self.reset_ids[stream_id] = self.limits.stream_window_bytes
         self.out.put(frames.rst_stream(stream_id, code))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servery_h2.limits import Limits
 from servery_h2.methods import Methods
@@ -30,6 +30,8 @@ class Host:
     limits: Limits
     memory: Memory
     connections: set[Connection] = field(default_factory=set)
+    running: set[asyncio.Future[Any]] = field(default_factory=set)
+    """Handlers that run, also those whose calls are over: the loop keeps no reference to tasks."""
     stopping: bool = False
     _empty: asyncio.Event | None = None
 

@@ -129,8 +129,14 @@ class Inflow:
         self._take(length)
         stream = connection.streams.get(stream_id)
         if stream is None:
-            if stream_id > connection.life.last_accepted or stream_id in connection.reset_ids:
+            if length < _TINY_BYTES:
                 connection.tolerance.spend_control(connection.out.useful)
+            if stream_id > connection.life.last_accepted:
+                return None
+            if stream_id in connection.reset_ids:
+                connection.reset_ids[stream_id] -= length
+                if connection.reset_ids[stream_id] < 0:
+                    raise H2ConnectionError(ErrorCode.STREAM_CLOSED, "DATA long after a reset")
                 return None
             if stream_id > connection.last_id or not stream_id & 1:
                 raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "DATA on an idle stream")
@@ -160,8 +166,6 @@ class Inflow:
         except StatusError as error:
             stream.cancelled = True
             stream.finish(error.code, error.details)
-            if stream.task is not None:
-                stream.task.cancel()
 
     def _read(self, stream: Stream, data: memoryview) -> None:
         size = len(data)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
 _TLS_CHECK_TICKS: Final = 10
-_FLUSH_S: Final = 1.0  # For the last bytes, at the end of the grace.
+_FLUSH_S: Final = 1.0  # For the last bytes and cancelled handlers, after the grace.
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,8 @@ class Server(grpc.aio.Server):
         await self._host.emptied(_FLUSH_S)
         for connection in list(self._host.connections):
             connection.abort()
+        if self._host.running:
+            await asyncio.wait(self._host.running, timeout=_FLUSH_S)
         await self._finish()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109

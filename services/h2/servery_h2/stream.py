@@ -225,8 +225,6 @@ class Stream(Sending):
             return
         self.cancelled = True
         self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
-        if self.task is not None:
-            self.task.cancel()
 
     def close(self, *, cancelled: bool) -> None:
         """Let go of everything: END_STREAM went both ways, or either side reset."""
