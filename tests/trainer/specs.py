@@ -24,3 +24,13 @@ def image(**task: Any) -> pb.TrainingSpec:
         image_classification=pb.ImageClassification(**task),
         publication=pb.Publication(model=MODEL),
     )
+
+
+def text(family: dict[str, Any] | None = None, **task: Any) -> pb.TrainingSpec:
+    """The least a text job must say, and `task`."""
+    return pb.TrainingSpec(
+        dataset=DATASET,
+        text_classification=pb.TextClassification(**({"text": "sms", "target": "kind"} | task)),
+        publication=pb.Publication(model=MODEL),
+        **(family or {}),
+    )

@@ -101,6 +101,8 @@ def infer_types(
     Raises:
         DatasetInvalidError: See `tables.read_blocks`.
     """
+    if not columns:
+        return {}
     found = {name: Census() for name in columns}
     for block in tables.read_blocks(path, header, columns):
         for census, cells in zip(found.values(), block.columns, strict=True):

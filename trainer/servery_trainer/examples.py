@@ -13,6 +13,7 @@ from servery.trainer.v1 import training_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
 from servery_trainer.fitting import most_features
+from servery_trainer.networks import Dense
 from servery_trainer.rows import (
     IMAGE_INPUT,
     Rows,
@@ -20,11 +21,13 @@ from servery_trainer.rows import (
     missing_value,
     read_images,
     read_table,
+    read_texts,
 )
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import Spec
 from servery_trainer.split import MIN_ROWS_PER_CLASS
-from servery_trainer.tasks import ImageTask, TabularTask
+from servery_trainer.tasks import ImageTask, TabularTask, Task, TextTask
+from servery_trainer.texts import FIRST_WORD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,11 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     """
     match spec.task:
         case TabularTask() as task:
-            rows = read_table(task, path)
+            rows = read_table(task.features, task.target, task.column_types, path)
+            total = len(rows.codes_B)
+            rows = _without_missing(rows, task.missing)
+        case TextTask() as task:
+            rows = read_texts(task, path)
             total = len(rows.codes_B)
             rows = _without_missing(rows, task.missing)
         case ImageTask() as task:
@@ -92,7 +99,11 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     if not kept:
         rows = rows.keep(~repeats_B)
     _check_classes(rows, task)
-    check_size(spec.family, _feature_shape(rows), len(rows.labels))
+    if isinstance(task, TextTask):  # the most it may become: the words are yet to be learned
+        width = task.vocabulary_size if isinstance(spec.family, Dense) else task.max_tokens
+        check_size(spec.family, (width,), len(rows.labels), task.vocabulary_size + FIRST_WORD)
+    else:
+        check_size(spec.family, _feature_shape(rows), len(rows.labels))
     return Examples(
         inputs=rows.inputs,
         types=rows.types,
@@ -174,8 +185,8 @@ def _duplicate(earlier: int, later: int) -> DatasetInvalidError:
     )
 
 
-def _check_classes(rows: Rows, task: TabularTask | ImageTask) -> None:
-    column = task.target if isinstance(task, TabularTask) else None
+def _check_classes(rows: Rows, task: Task) -> None:
+    column = None if isinstance(task, ImageTask) else task.target
     array = task.labels if isinstance(task, ImageTask) else None
     place = f"column {column!r}" if column else f"array {array!r}"
     counts = np.bincount(rows.codes_B, minlength=len(rows.labels))

@@ -4,22 +4,35 @@ from typing import Final
 
 import keras
 
-from servery_trainer.networks import Convolutional, Dense
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.networks import (
+    Convolutional,
+    Dense,
+    Embedding,
+    Family,
+    Recurrent,
+    Transformer,
+)
 
-PARITY_TOLERANCES: Final[dict[type[Dense] | type[Convolutional], float]] = {
+PARITY_TOLERANCES: Final[dict[type[Family], float]] = {
     Dense: 1e-4,
     Convolutional: 1e-4,
+    Embedding: 1e-4,
+    Recurrent: 1e-4,
+    Transformer: 1e-4,
 }
 """Largest relative error of the converted network; what we saw is below 1e-6."""
 
 
-def build(family: Dense | Convolutional, shape: tuple[int, ...], classes: int) -> keras.Model:
+def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int = 0) -> keras.Model:
     """Build a network with random weights; `keras.utils.set_random_seed` decides which.
 
     Args:
         family: Its kind and sizes.
-        shape: Of the features of one row: [features] or, for images, [height, width, channel].
+        shape: Of the features of one row: [features], [tokens] or, for images, [height, width,
+            channel].
         classes: Number of outputs.
+        vocabulary: Different numbers of a token, of which 0 is padding; 0 if there are no tokens.
 
     Returns:
         A model from float32 features [batch, *shape] to logits [batch, classes].
@@ -30,6 +43,12 @@ def build(family: Dense | Convolutional, shape: tuple[int, ...], classes: int) -
             hidden = _dense(family, inputs)
         case Convolutional():
             hidden = _convolutional(family, inputs)
+        case Embedding():
+            hidden = _embedding(family, inputs, vocabulary)
+        case Recurrent():
+            hidden = _recurrent(family, inputs, vocabulary)
+        case Transformer():
+            hidden = _transformer(family, inputs, vocabulary)
     return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(hidden))
 
 
@@ -50,3 +69,55 @@ def _convolutional(family: Convolutional, inputs: keras.KerasTensor) -> keras.Ke
     hidden = keras.layers.Flatten()(hidden)
     hidden = keras.layers.Dense(family.dense_units, activation="relu")(hidden)
     return keras.layers.Dropout(family.dropout)(hidden)
+
+
+def _embedding(family: Embedding, inputs: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    words = keras.layers.Embedding(size, family.dimension)(inputs)
+    hidden = keras.layers.Dropout(family.dropout)(_mean(words, inputs))
+    for units in family.hidden_units:
+        hidden = keras.layers.Dense(units, activation="relu")(hidden)
+        hidden = keras.layers.Dropout(family.dropout)(hidden)
+    return hidden
+
+
+def _recurrent(family: Recurrent, inputs: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    words = keras.layers.Embedding(size, family.dimension)(inputs)
+    lstm = family.cell == pb.RECURRENT_CELL_LSTM
+    layer = (keras.layers.LSTM if lstm else keras.layers.GRU)(family.units)
+    if family.bidirectional:
+        layer = keras.layers.Bidirectional(layer)
+    hidden = layer(words, mask=keras.ops.not_equal(inputs, 0))
+    return keras.layers.Dropout(family.dropout)(hidden)
+
+
+def _transformer(family: Transformer, inputs: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    words = keras.layers.Embedding(size, family.dimension)(inputs)
+    hidden = keras.layers.Dropout(family.dropout)(_Positions()(words))
+    there = keras.ops.not_equal(inputs, 0)[:, None, :]
+    for _ in range(family.layers):
+        normal = keras.layers.LayerNormalization(epsilon=1e-6)(hidden)
+        attention = keras.layers.MultiHeadAttention(family.heads, family.dimension // family.heads)
+        seen = attention(normal, normal, attention_mask=there)
+        hidden = hidden + keras.layers.Dropout(family.dropout)(seen)
+        normal = keras.layers.LayerNormalization(epsilon=1e-6)(hidden)
+        inner = keras.layers.Dense(family.feed_forward_units, activation="gelu")(normal)
+        outer = keras.layers.Dense(family.dimension)(inner)
+        hidden = hidden + keras.layers.Dropout(family.dropout)(outer)
+    return _mean(keras.layers.LayerNormalization(epsilon=1e-6)(hidden), inputs)
+
+
+def _mean(words: keras.KerasTensor, inputs: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the mean over the tokens that are there; 0 if there are none."""
+    there = keras.ops.cast(keras.ops.not_equal(inputs, 0), "float32")[:, :, None]
+    total = keras.ops.sum(words * there, axis=1)
+    return total / keras.ops.maximum(keras.ops.sum(there, axis=1), 1)
+
+
+class _Positions(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Adds a learned vector for each place."""
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        self._vectors = self.add_weight(shape=shape[1:], initializer="random_normal")
+
+    def call(self, words: keras.KerasTensor) -> keras.KerasTensor:
+        return words + self._vectors

@@ -10,6 +10,7 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer.encoders import MAX_CATEGORIES, CategoryEncoder, DateEncoder
 from servery_trainer.imputation import Imputation
+from servery_trainer.networks import Dense, Family
 from servery_trainer.preprocessing import (
     ImagePreprocessing,
     JoinedPreprocessing,
@@ -18,7 +19,8 @@ from servery_trainer.preprocessing import (
 )
 from servery_trainer.rows import IMAGE_INPUT
 from servery_trainer.spec import Spec
-from servery_trainer.tasks import TabularTask
+from servery_trainer.tasks import TabularTask, TextTask
+from servery_trainer.texts import BagPreprocessing, Tokenizer, TokenPreprocessing
 
 
 def fit_preprocessing(
@@ -34,11 +36,36 @@ def fit_preprocessing(
         train: The inputs of the training part, at least one row.
 
     Raises:
-        DatasetInvalidError: A column to impute has no value in the training part.
+        DatasetInvalidError: A column to impute has no value in the training part, or its texts have
+            no word that occurs twice.
     """
     if isinstance(spec.task, TabularTask):
         return fit_columns(types, train, Imputation.of(spec.task.missing, spec.task.fill))
+    if isinstance(spec.task, TextTask):
+        return fit_text(spec.task, spec.family, train)
     return ImagePreprocessing.fit(train[IMAGE_INPUT])
+
+
+def fit_text(
+    task: TextTask, family: Family, train: Mapping[str, NDArray[Any]]
+) -> BagPreprocessing | TokenPreprocessing:
+    """Fit the preprocessing of texts; see `fit_preprocessing`."""
+    tokenizer = Tokenizer.fit(
+        task.text,
+        train[task.text].ravel().tolist(),
+        max_tokens=task.max_tokens,
+        vocabulary_size=task.vocabulary_size,
+    )
+    if isinstance(family, Dense):
+        return BagPreprocessing.fit(tokenizer, train)
+    return TokenPreprocessing(tokenizer=tokenizer)
+
+
+def vocabulary_size(preprocessing: Preprocessing) -> int:
+    """Return how many different numbers there are if the features number words, else 0."""
+    if isinstance(preprocessing, TokenPreprocessing):
+        return preprocessing.tokenizer.size
+    return 0
 
 
 def fit_columns(

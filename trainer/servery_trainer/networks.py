@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
-from servery_trainer.fields import count
-from servery_trainer.tasks import TabularTask, Task
+from servery_trainer.fields import count, known
+from servery_trainer.tasks import ImageTask, TabularTask, Task, TextTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,136 @@ class Convolutional:
         )
 
 
-Family = Dense | Convolutional
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The mean of the vectors of all words, then hidden layers with ReLU."""
+
+    dimension: int
+    hidden_units: tuple[int, ...]
+    dropout: float
+
+    name: ClassVar = "embedding"
+
+    @classmethod
+    def parse(cls, family: pb.EmbeddingFamily, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is out of its range.
+        """
+        units = tuple(family.hidden_units) or (32,)
+        _each(units, 4096, 16, f"{path}.hidden_units")
+        return cls(
+            dimension=count(family.dimension, 64, 1024, f"{path}.dimension"),
+            hidden_units=units,
+            dropout=_dropout(family, 0.2, path),
+        )
+
+    def to_proto(self) -> pb.EmbeddingFamily:
+        """Render it; `parse` gives an equal value back."""
+        return pb.EmbeddingFamily(
+            dimension=self.dimension, hidden_units=self.hidden_units, dropout=self.dropout
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrent:
+    """Word vectors, read one by one by an LSTM or a GRU, perhaps from both ends."""
+
+    cell: pb.RecurrentCell.ValueType
+    units: int
+    bidirectional: bool
+    dimension: int
+    dropout: float
+
+    name: ClassVar = "recurrent"
+
+    @classmethod
+    def parse(cls, family: pb.RecurrentFamily, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is out of its range.
+        """
+        cell = known(family.cell, pb.RecurrentCell, f"{path}.cell")
+        return cls(
+            cell=pb.RecurrentCell.ValueType(cell),
+            units=count(family.units, 64, 1024, f"{path}.units"),
+            bidirectional=family.bidirectional,
+            dimension=count(family.dimension, 64, 1024, f"{path}.dimension"),
+            dropout=_dropout(family, 0.2, path),
+        )
+
+    def to_proto(self) -> pb.RecurrentFamily:
+        """Render it; `parse` gives an equal value back."""
+        return pb.RecurrentFamily(
+            cell=self.cell,
+            units=self.units,
+            bidirectional=self.bidirectional,
+            dimension=self.dimension,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transformer:
+    """Word and position vectors, then blocks of self-attention and a dense layer."""
+
+    layers: int
+    heads: int
+    dimension: int
+    feed_forward_units: int
+    dropout: float
+
+    name: ClassVar = "transformer"
+
+    @classmethod
+    def parse(cls, family: pb.TransformerFamily, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is out of its range.
+        """
+        dimension = count(family.dimension, 64, 1024, f"{path}.dimension")
+        heads = count(family.heads, 4, 64, f"{path}.heads")
+        if dimension % heads:
+            raise FieldInvalidError(f"{path}.heads", heads, f"divide the dimension {dimension}")
+        return cls(
+            layers=count(family.layers, 2, 24, f"{path}.layers"),
+            heads=heads,
+            dimension=dimension,
+            feed_forward_units=count(
+                family.feed_forward_units, 128, 4096, f"{path}.feed_forward_units"
+            ),
+            dropout=_dropout(family, 0.1, path),
+        )
+
+    def to_proto(self) -> pb.TransformerFamily:
+        """Render it; `parse` gives an equal value back."""
+        return pb.TransformerFamily(
+            layers=self.layers,
+            heads=self.heads,
+            dimension=self.dimension,
+            feed_forward_units=self.feed_forward_units,
+            dropout=self.dropout,
+        )
+
+
+Family = Dense | Convolutional | Embedding | Recurrent | Transformer
+
+_FAMILIES: Final[tuple[type[Family], ...]] = (
+    Dense,
+    Convolutional,
+    Embedding,
+    Recurrent,
+    Transformer,
+)
+_FITTING: Final[dict[type[Task], tuple[type[Family], ...]]] = {
+    TabularTask: (Dense,),
+    ImageTask: (Convolutional, Dense),
+    TextTask: (Dense, Embedding, Recurrent, Transformer),
+}
+"""The families that fit a task, its default first."""
 
 
 def parse_family(spec: pb.TrainingSpec, task: Task, root: str) -> Family:
@@ -76,14 +205,15 @@ def parse_family(spec: pb.TrainingSpec, task: Task, root: str) -> Family:
     Raises:
         FieldInvalidError: It does not fit the task, or a field of it is out of its range.
     """
-    tabular = isinstance(task, TabularTask)
-    chosen = spec.WhichOneof("family") or ("dense" if tabular else "convolutional")
+    fitting = _FITTING[type(task)]
+    chosen = spec.WhichOneof("family") or fitting[0].name
     path = f"{root}.{chosen}"
-    if chosen == "dense":
-        return Dense.parse(spec.dense, path)
-    if tabular:
-        raise FieldInvalidError(path, "convolutional", "be dense: tables have no pixels")
-    return Convolutional.parse(spec.convolutional, path)
+    family = next(family for family in _FAMILIES if family.name == chosen)
+    if family not in fitting:
+        names = " or ".join(family.name for family in fitting)
+        raise FieldInvalidError(path, chosen, f"be {names}: the only families that fit {task.name}")
+    message: Any = getattr(spec, chosen)
+    return family.parse(message, path)
 
 
 def _each(sizes: Sequence[int], most: int, most_layers: int, field: str) -> None:
@@ -94,8 +224,8 @@ def _each(sizes: Sequence[int], most: int, most_layers: int, field: str) -> None
             raise FieldInvalidError(f"{field}[{index}]", size, f"be 1 to {most}")
 
 
-def _dropout(family: pb.DenseFamily | pb.ConvolutionalFamily, default: float, path: str) -> float:
-    dropout = family.dropout if family.HasField("dropout") else default
+def _dropout(family: Any, default: float, path: str) -> float:
+    dropout: float = family.dropout if family.HasField("dropout") else default
     if not 0 <= dropout <= 0.9:
         raise FieldInvalidError(f"{path}.dropout", dropout, "be 0 to 0.9")
     return dropout

@@ -17,7 +17,7 @@ from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore
 from servery_trainer.evaluation import evaluate
 from servery_trainer.examples import Examples, load_examples
-from servery_trainer.fitting import fit_preprocessing
+from servery_trainer.fitting import fit_preprocessing, vocabulary_size
 from servery_trainer.spec import Spec
 from servery_trainer.split import Split, split_rows
 
@@ -64,7 +64,12 @@ def run(
     preprocessing = fit_preprocessing(spec, examples.types, examples.take(split.train))
 
     report(_phase(training_pb2.PHASE_TRAINING, spec))
-    network = families.build(spec.family, preprocessing.feature_shape, len(examples.labels))
+    network = families.build(
+        spec.family,
+        preprocessing.feature_shape,
+        len(examples.labels),
+        vocabulary_size(preprocessing),
+    )
     train, validation = (
         training.Part(examples, rows, preprocessing) for rows in (split.train, split.validation)
     )

@@ -12,7 +12,7 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer import archives, columns, tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
-from servery_trainer.tasks import ImageTask, TabularTask
+from servery_trainer.tasks import ImageTask, TextTask
 
 IMAGE_INPUT: Final = "image"
 LABEL_OUTPUT: Final = "label"
@@ -58,28 +58,45 @@ class Rows:
         )
 
 
-def read_table(task: TabularTask, path: Path) -> Rows:
+def read_texts(task: TextTask, path: Path) -> Rows:
+    """Read the texts and the target of a CSV file; see `read_table`."""
+    types = {task.text: dataset_pb2.COLUMN_TYPE_TEXT}
+    return read_table((task.text,), task.target, types, path)
+
+
+def read_table(
+    features: Sequence[str],
+    target: str,
+    column_types: Mapping[str, ColumnType.ValueType],
+    path: Path,
+) -> Rows:
     """Read the features and the target of a CSV file.
+
+    Args:
+        features: Columns. Empty: every column but the target.
+        target: The column with the class.
+        column_types: Of the columns that are to be what they do not look like.
+        path: The file.
 
     Raises:
         DatasetInvalidError: A column is missing or named like an output of the model, a feature
             holds something that is not of its type, or a row has no class.
     """
     header = tables.read_header(path)
-    features = task.features or tuple(name for name in header if name != task.target)
-    _check_columns(header, features, task.target)
+    features = features or tuple(name for name in header if name != target)
+    _check_columns(header, features, target)
     inferred = columns.infer_types(
-        path, header, [name for name in features if name not in task.column_types]
+        path, header, [name for name in features if name not in column_types]
     )
-    types = [task.column_types.get(name) or inferred[name] for name in features]
+    types = [column_types.get(name) or inferred[name] for name in features]
     parts: list[list[NDArray[Any]]] = [[] for _ in features]
     targets: list[str] = []
-    for block in tables.read_blocks(path, header, [*features, task.target]):
-        *cells, target = block.columns
-        if target.null_count:
-            row = block.first_row + target.is_null().to_pylist().index(True)
-            raise missing_value(row, task.target, "give it a class or remove the row")
-        targets += target.to_pylist()
+    for block in tables.read_blocks(path, header, [*features, target]):
+        *cells, classes = block.columns
+        if classes.null_count:
+            row = block.first_row + classes.is_null().to_pylist().index(True)
+            raise missing_value(row, target, "give it a class or remove the row")
+        targets += classes.to_pylist()
         for part, values in zip(parts, _values(block, cells, features, types), strict=True):
             part.append(values)
     if not targets:

@@ -3,15 +3,25 @@
 from math import prod
 from typing import Final
 
+from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
-from servery_trainer.networks import Convolutional, Dense
+from servery_trainer.networks import (
+    Convolutional,
+    Dense,
+    Embedding,
+    Family,
+    Recurrent,
+    Transformer,
+)
 from servery_trainer.spec import ROOT
 
 MAX_PARAMETERS: Final = 100_000_000
 """400 MB of weights, about 1.6 GB in training; an ONNX file without external data ends at 2 GB."""
 
 
-def parameter_count(family: Dense | Convolutional, shape: tuple[int, ...], classes: int) -> int:
+def parameter_count(
+    family: Family, shape: tuple[int, ...], classes: int, vocabulary: int = 0
+) -> int:
     """Count the weights of the network `families.build` makes of the same arguments."""
     match family:
         case Dense(hidden_units=layers):
@@ -25,23 +35,48 @@ def parameter_count(family: Dense | Convolutional, shape: tuple[int, ...], class
                 if min(height, breadth) >= 4:
                     height, breadth = height // 2, breadth // 2
             width = height * breadth * depth
+        case Embedding(dimension=width, hidden_units=layers):
+            count = vocabulary * width
+        case Recurrent(units=units, dimension=dimension):
+            layers = ()
+            gates, biases = (4, 1) if family.cell == pb.RECURRENT_CELL_LSTM else (3, 2)
+            directions = 1 + family.bidirectional
+            weights = gates * units * (dimension + units + biases)
+            count, width = vocabulary * dimension + directions * weights, directions * units
+        case Transformer(dimension=width, feed_forward_units=units):
+            layers = ()
+            attention = 4 * (width + 1) * width
+            block = attention + 4 * width + (width + 1) * units + (units + 1) * width
+            count = (vocabulary + shape[0]) * width + family.layers * block + 2 * width
     for size in (*layers, classes):
         count, width = count + (width + 1) * size, size
     return count
 
 
-def check_size(family: Dense | Convolutional, shape: tuple[int, ...], classes: int) -> None:
+_LEVERS: Final = {
+    Dense: "hidden_units",
+    Convolutional: "filters",
+    Embedding: "dimension",
+    Recurrent: "units",
+    Transformer: "dimension",
+}
+"""The field to make a network smaller by."""
+
+
+def check_size(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int = 0) -> None:
     """Refuse a network that would be too large for the data it is to be trained on.
 
     Raises:
         FieldInvalidError: It would have more than `MAX_PARAMETERS` weights.
     """
-    count = parameter_count(family, shape, classes)
+    count = parameter_count(family, shape, classes, vocabulary)
     if count > MAX_PARAMETERS:
+        words = f", {vocabulary} words" if vocabulary else ""
         rule = (
-            f"be smaller: with rows of shape {list(shape)} and {classes} classes the network would"
-            f" have {count} weights, the limit is {MAX_PARAMETERS}"
+            f"be smaller: with rows of shape {list(shape)}{words} and {classes} classes the network"
+            f" would have {count} weights, the limit is {MAX_PARAMETERS}"
         )
-        if isinstance(family, Dense):
-            raise FieldInvalidError(f"{ROOT}.dense.hidden_units", list(family.hidden_units), rule)
-        raise FieldInvalidError(f"{ROOT}.convolutional.filters", list(family.filters), rule)
+        lever = _LEVERS[type(family)]
+        value = getattr(family, lever)
+        shown = list(value) if isinstance(value, tuple) else value
+        raise FieldInvalidError(f"{ROOT}.{family.name}.{lever}", shown, rule)

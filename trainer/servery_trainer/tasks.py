@@ -9,7 +9,7 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.columns import is_date
-from servery_trainer.fields import known
+from servery_trainer.fields import count, known
 
 MISSING_CATEGORY = "missing"
 """What a missing text becomes by default, where it is to be a category of its own."""
@@ -131,7 +131,58 @@ class ImageTask:
         )
 
 
-Task = TabularTask | ImageTask
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTask:
+    """Learn the class of a text from its words."""
+
+    text: str
+    target: str
+    missing: pb.MissingPolicy.ValueType
+    duplicates: pb.DuplicatePolicy.ValueType
+    max_tokens: int
+    vocabulary_size: int
+
+    name: ClassVar = "text_classification"
+    dataset_format: ClassVar = dataset_pb2.DATASET_FORMAT_CSV
+
+    @classmethod
+    def parse(cls, task: pb.TextClassification, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is malformed or out of its range.
+        """
+        if not task.text:
+            raise FieldInvalidError(f"{path}.text", "", "name the column that holds the text")
+        _features([], task.target, path)
+        if task.text == task.target:
+            raise FieldInvalidError(f"{path}.text", task.text, "be another column than the target")
+        missing = _missing(task.missing, path)
+        if missing not in (pb.MISSING_POLICY_REFUSE, pb.MISSING_POLICY_DROP_ROWS):
+            name = pb.MissingPolicy.Name(missing)
+            raise FieldInvalidError(f"{path}.missing", name, "be REFUSE or DROP_ROWS for texts")
+        return cls(
+            text=task.text,
+            target=task.target,
+            missing=missing,
+            duplicates=_duplicates(task.duplicates, path),
+            max_tokens=count(task.max_tokens, 128, 4096, f"{path}.max_tokens"),
+            vocabulary_size=count(task.vocabulary_size, 10_000, 100_000, f"{path}.vocabulary_size"),
+        )
+
+    def to_proto(self) -> pb.TextClassification:
+        """Render it; `parse` gives an equal value back."""
+        return pb.TextClassification(
+            text=self.text,
+            target=self.target,
+            missing=self.missing,
+            duplicates=self.duplicates,
+            max_tokens=self.max_tokens,
+            vocabulary_size=self.vocabulary_size,
+        )
+
+
+Task = TabularTask | ImageTask | TextTask
 
 
 def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
@@ -145,10 +196,11 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
             return TabularTask.parse(spec.tabular_classification, f"{root}.{chosen}")
         case "image_classification" as chosen:
             return ImageTask.parse(spec.image_classification, f"{root}.{chosen}")
+        case "text_classification" as chosen:
+            return TextTask.parse(spec.text_classification, f"{root}.{chosen}")
         case _:
-            raise FieldInvalidError(
-                f"{root}.task", "", "be tabular_classification or image_classification"
-            )
+            known_tasks = " or ".join(task.name for task in (TabularTask, ImageTask, TextTask))
+            raise FieldInvalidError(f"{root}.task", "", f"be {known_tasks}")
 
 
 def _features(features: Sequence[str], target: str, path: str) -> tuple[str, ...]:

@@ -130,6 +130,30 @@ DUPLICATE_POLICY_KEEP: DuplicatePolicy.ValueType  # 3
 """Keep all rows; their number is reported."""
 Global___DuplicatePolicy: _TypeAlias = DuplicatePolicy  # noqa: Y015
 
+class _RecurrentCell:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RecurrentCellEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecurrentCell.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECURRENT_CELL_UNSPECIFIED: _RecurrentCell.ValueType  # 0
+    """Same as LSTM."""
+    RECURRENT_CELL_LSTM: _RecurrentCell.ValueType  # 1
+    """Long short-term memory (Hochreiter and Schmidhuber, 1997)."""
+    RECURRENT_CELL_GRU: _RecurrentCell.ValueType  # 2
+    """Gated recurrent unit (Cho et al., 2014)."""
+
+class RecurrentCell(_RecurrentCell, metaclass=_RecurrentCellEnumTypeWrapper):
+    """What reads a sequence."""
+
+RECURRENT_CELL_UNSPECIFIED: RecurrentCell.ValueType  # 0
+"""Same as LSTM."""
+RECURRENT_CELL_LSTM: RecurrentCell.ValueType  # 1
+"""Long short-term memory (Hochreiter and Schmidhuber, 1997)."""
+RECURRENT_CELL_GRU: RecurrentCell.ValueType  # 2
+"""Gated recurrent unit (Cho et al., 2014)."""
+Global___RecurrentCell: _TypeAlias = RecurrentCell  # noqa: Y015
+
 class _Optimizer:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -361,8 +385,12 @@ class TrainingSpec(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     TABULAR_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    RECURRENT_FIELD_NUMBER: _builtins.int
+    TRANSFORMER_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
@@ -378,12 +406,28 @@ class TrainingSpec(_message.Message):
         """Images with a class each, from an NPZ dataset."""
 
     @_builtins.property
+    def text_classification(self) -> Global___TextClassification:
+        """Texts with a class each, from a CSV dataset."""
+
+    @_builtins.property
     def dense(self) -> Global___DenseFamily:
-        """A dense network; fits every task."""
+        """A dense network; fits every task. Of a text it sees which words are in it."""
 
     @_builtins.property
     def convolutional(self) -> Global___ConvolutionalFamily:
         """A convolutional network; fits images."""
+
+    @_builtins.property
+    def embedding(self) -> Global___EmbeddingFamily:
+        """Word embeddings, averaged; fits texts."""
+
+    @_builtins.property
+    def recurrent(self) -> Global___RecurrentFamily:
+        """A recurrent network that reads word by word; fits texts."""
+
+    @_builtins.property
+    def transformer(self) -> Global___TransformerFamily:
+        """A transformer encoder; fits texts."""
 
     @_builtins.property
     def split(self) -> Global___Split:
@@ -407,20 +451,24 @@ class TrainingSpec(_message.Message):
         dataset: _builtins.str = ...,
         tabular_classification: Global___TabularClassification | None = ...,
         image_classification: Global___ImageClassification | None = ...,
+        text_classification: Global___TextClassification | None = ...,
         dense: Global___DenseFamily | None = ...,
         convolutional: Global___ConvolutionalFamily | None = ...,
+        embedding: Global___EmbeddingFamily | None = ...,
+        recurrent: Global___RecurrentFamily | None = ...,
+        transformer: Global___TransformerFamily | None = ...,
         split: Global___Split | None = ...,
         training: Global___Training | None = ...,
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "text_classification", b"text_classification", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "text_classification", b"text_classification", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional"]  # noqa: Y015
+    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
@@ -572,6 +620,58 @@ class ImageClassification(_message.Message):
 Global___ImageClassification: _TypeAlias = ImageClassification  # noqa: Y015
 
 @_typing.final
+class TextClassification(_message.Message):
+    """Learn the class of a text from its words.
+
+    A word is what stands between spaces or line breaks, without the punctuation around it and in
+    lower case. The served model takes the text as BYTES [batch, 1]. It knows the words of the
+    training part as these were written there, and in lower case, capitalised and in capitals, each
+    alone or before one of `.,!?`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Required. The column that holds the text."""
+    target: _builtins.str
+    """Required. The column that holds the class. Its distinct values, as text, become the labels."""
+    missing: Global___MissingPolicy.ValueType
+    """What to do with rows without a text; REFUSE or DROP_ROWS."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """What to do with rows that repeat an earlier text and its class."""
+    max_tokens: _builtins.int
+    """Words of a text that are read, from its beginning, 1 to 4096. 0: 128. Fewer if no text of the
+    training part is so long.
+    """
+    vocabulary_size: _builtins.int
+    """Most words to know: of the training part the most frequent ones that occur twice or more, 1 to
+    100,000. 0: 10,000.
+    """
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        target: _builtins.str = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        max_tokens: _builtins.int = ...,
+        vocabulary_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "max_tokens", b"max_tokens", "missing", b"missing", "target", b"target", "text", b"text", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextClassification: _TypeAlias = TextClassification  # noqa: Y015
+
+@_typing.final
 class DenseFamily(_message.Message):
     """A dense network: hidden layers with ReLU, then one output per class."""
 
@@ -636,6 +736,122 @@ class ConvolutionalFamily(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
 
 Global___ConvolutionalFamily: _TypeAlias = ConvolutionalFamily  # noqa: Y015
+
+@_typing.final
+class EmbeddingFamily(_message.Message):
+    """Word embeddings: the mean of the vectors of all words, then hidden layers with ReLU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    HIDDEN_UNITS_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    dimension: _builtins.int
+    """Size of the vector of a word, 1 to 1024. 0: 64."""
+    dropout: _builtins.float
+    """Fraction dropped after the mean and each hidden layer in training, 0 to 0.9. Unset: 0.2."""
+    @_builtins.property
+    def hidden_units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Units of each hidden layer, 1 to 4096 each, at most 16 layers. Empty: 32."""
+
+    def __init__(
+        self,
+        *,
+        dimension: _builtins.int = ...,
+        hidden_units: _abc.Iterable[_builtins.int] | None = ...,
+        dropout: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dropout", b"dropout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dimension", b"dimension", "dropout", b"dropout", "hidden_units", b"hidden_units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
+    _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+
+Global___EmbeddingFamily: _TypeAlias = EmbeddingFamily  # noqa: Y015
+
+@_typing.final
+class RecurrentFamily(_message.Message):
+    """A recurrent network: word embeddings, one recurrent layer, its last state to the output."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    BIDIRECTIONAL_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    cell: Global___RecurrentCell.ValueType
+    """Which cell reads. Unset: LSTM."""
+    units: _builtins.int
+    """Size of the state, 1 to 1024. 0: 64."""
+    bidirectional: _builtins.bool
+    """Also read backwards, with a state of its own."""
+    dimension: _builtins.int
+    """Size of the vector of a word, 1 to 1024. 0: 64."""
+    dropout: _builtins.float
+    """Fraction dropped before the output in training, 0 to 0.9. Unset: 0.2."""
+    def __init__(
+        self,
+        *,
+        cell: Global___RecurrentCell.ValueType = ...,
+        units: _builtins.int = ...,
+        bidirectional: _builtins.bool = ...,
+        dimension: _builtins.int = ...,
+        dropout: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dropout", b"dropout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "bidirectional", b"bidirectional", "cell", b"cell", "dimension", b"dimension", "dropout", b"dropout", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
+    _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+
+Global___RecurrentFamily: _TypeAlias = RecurrentFamily  # noqa: Y015
+
+@_typing.final
+class TransformerFamily(_message.Message):
+    """A transformer encoder (Vaswani et al., 2017), normalised before each block: word and position
+    embeddings, blocks of self-attention and a dense layer with GELU, the mean of all words.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    FEED_FORWARD_UNITS_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    layers: _builtins.int
+    """Blocks, 1 to 24. 0: 2."""
+    heads: _builtins.int
+    """Heads of attention, a divisor of `dimension`, 1 to 64. 0: 4."""
+    dimension: _builtins.int
+    """Size of the vector of a word, 1 to 1024. 0: 64."""
+    feed_forward_units: _builtins.int
+    """Units of the dense layer of a block, 1 to 4096. 0: 128."""
+    dropout: _builtins.float
+    """Fraction dropped after each block in training, 0 to 0.9. Unset: 0.1."""
+    def __init__(
+        self,
+        *,
+        layers: _builtins.int = ...,
+        heads: _builtins.int = ...,
+        dimension: _builtins.int = ...,
+        feed_forward_units: _builtins.int = ...,
+        dropout: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dropout", b"dropout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dimension", b"dimension", "dropout", b"dropout", "feed_forward_units", b"feed_forward_units", "heads", b"heads", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
+    _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+
+Global___TransformerFamily: _TypeAlias = TransformerFamily  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
