@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,21 +53,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         *("--model-control-mode", "explicit", "--load-model", "*", "--drain-s", "1"),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
         try:
-            addresses: dict[str, str] = {}
-            assert process.stderr is not None
-            for line in process.stderr:
-                message = json.loads(line)["message"]
-                for prefix in (HTTP, GRPC):
-                    if message.startswith(prefix):
-                        addresses[prefix] = message.removeprefix(prefix)
-                if message == "inference is ready":
-                    break
+            addresses = dict(_addresses(process.stderr))
+            rest = threading.Thread(target=process.stderr.read)  # A full pipe would hold it up.
+            rest.start()
             yield Running(addresses[GRPC], addresses[HTTP], graph)
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.wait(20)
+        rest.join()
     assert process.returncode == 0
+
+
+def _addresses(log: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Find where a process listens in its log, up to the line that says that it is ready."""
+    for line in log:
+        if not line.startswith("{"):
+            continue  # Of a library.
+        message = json.loads(line)["message"]
+        if message == "inference is ready":
+            return
+        for prefix in (HTTP, GRPC):
+            if message.startswith(prefix):
+                yield prefix, message.removeprefix(prefix)
 
 
 @pytest.mark.parametrize("kind", ["grpc", "grpc.aio", "http", "http.aio"])

@@ -6,6 +6,7 @@ It knows paths, headers and JSON. What a request means, and who may make it, is 
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -32,6 +33,7 @@ from servery_rpc.errors import (
     UploadTooLargeError,
 )
 from servery_rpc.identity import CLAIMS_HEADER
+from servery_rpc.interceptor import REQUEST_ID_HEADER, request_id
 
 LENGTH_HEADER: Final = "inference-header-content-length"
 MAX_BODY_BYTES: Final = (1 << 31) - 1
@@ -112,6 +114,8 @@ class _Door:
         self, handle: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
+            given = request.headers.get(REQUEST_ID_HEADER, "")[:100]
+            request_id.set(given or f"{random.getrandbits(64):016x}")
             try:
                 _refuse_strange_pages(request)
                 return await handle(request)
@@ -122,7 +126,8 @@ class _Door:
                 return Response(status_code=400)
             except Exception:
                 log.exception("unhandled error in %s", request.url.path)
-                return _error(500, "internal error; the operator finds it in the log")
+                text = f"internal error; the operator finds it in the log by {request_id.get()}"
+                return _error(500, text)
 
         return answer
 

@@ -16,14 +16,12 @@ from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.engine import require_provider
-from servery_inference.http_door import http_app
-from servery_inference.http_server import serving_http
 from servery_inference.loading import Loader
 from servery_inference.log_switch import LogSwitch
 from servery_inference.metrics import exported
 from servery_inference.registry import RegistrySource
 from servery_inference.repository import Repository
-from servery_inference.rpcs import SERVICE, register
+from servery_inference.rpcs import SERVICE, Handlers, register
 from servery_inference.sandbox import Sandbox
 from servery_inference.servicer import EXTENSIONS, InferenceServicer
 from servery_inference.settings import InferenceSettings
@@ -85,13 +83,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 pools=(pool(),),
             )
         )
-        http_address: str | None = None
-        if settings.http_address:
-            app = http_app(handlers, endpoint, settings.max_message_bytes)
-            http_address = await stack.enter_async_context(
-                serving_http(app, settings.http_address, settings.drain_s)
-            )
-            log.info("inference listens for HTTP on %s", http_address)
+        http_address = await _http_door(settings, handlers, endpoint, stack)
         announcing = asyncio.create_task(_announce(server, repository, informed, ready))
         try:
             yield RunningInference(server.address, ready, http_address)
@@ -118,16 +110,42 @@ async def _source(
     informed.set()
     if not settings.model_repository:
         return informed, None
+    root, refresh = settings.model_repository, None
+    if settings.object_store and settings.cache_dir:
+        from servery_inference.object_storage import Mirror  # Only here, for what it takes.
+
+        root = settings.cache_dir / "repository"
+        mirror = await asyncio.to_thread(Mirror.open, settings.object_store, root)
+        refresh = mirror.refresh
     directory = await stack.enter_async_context(
         DirectorySource.serving(
-            settings.model_repository,
+            root,
             settings.control_mode,
             settings.load_model,
             settings.repository_poll_secs,
             repository,
+            refresh,
         )
     )
     return informed, directory
+
+
+async def _http_door(
+    settings: InferenceSettings, handlers: Handlers, endpoint: InferEndpoint, stack: AsyncExitStack
+) -> str | None:
+    """Serve HTTP too, if that is wanted; return where."""
+    if settings.http_address is None:
+        return None
+    # Only here, for they take 7 MB of memory.
+    from servery_inference.http_door import http_app
+    from servery_inference.http_server import serving_http
+
+    app = http_app(handlers, endpoint, settings.max_message_bytes)
+    address = await stack.enter_async_context(
+        serving_http(app, settings.http_address, settings.drain_s)
+    )
+    log.info("inference listens for HTTP on %s", address)
+    return address
 
 
 async def _announce(
