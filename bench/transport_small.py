@@ -13,6 +13,7 @@ import argparse
 import datetime
 import ipaddress
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -189,4 +190,5 @@ if __name__ == "__main__":
     if arguments.serve:
         uvloop.run(serve(arguments.serve, arguments.tls_dir))
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Ends the servers too.
         compare(arguments)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -68,9 +69,7 @@ def attacks() -> dict[str, bytes]:
         "settings": frames.settings({}) * 20_000,
         "window": frames.window_update(0, 1) * 20_000,
         "continuation": frames.frame(frames.HEADERS, 0, 1, REQUEST) + part * 5_000,
-        "hpack bomb": frames.headers(
-            1, REQUEST + entry + b"\xbe" * 9_000, 1 << 14, end_stream=True
-        ),
+        "hpack bomb": frames.headers(1, REQUEST + bomb, 1 << 14, end_stream=True),
         "single bytes": head(1)
         + frames.frame(frames.DATA, 0, 1, BODY[:5])
         + frames.frame(frames.DATA, 0, 1, b"x") * 20_000,
@@ -126,6 +125,8 @@ def soak(minutes: float, interval_s: float, kind: str) -> int:
             try:
                 attacked = load(port, interval_s / 2)
             finally:
+                if attacker.poll() is not None:
+                    raise RuntimeError("the attacker ended by itself")
                 attacker.kill()
                 attacker.wait()
             failed += alone["failed"] + attacked["failed"]
@@ -151,6 +152,7 @@ if __name__ == "__main__":
     parser.add_argument("--kind", choices=["raw", "task"], default="raw")
     parser.add_argument("--attack", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Ends the server too.
     if arguments.attack:
         attack(arguments.attack)
     sys.exit(soak(arguments.minutes, arguments.interval_s, arguments.kind))
