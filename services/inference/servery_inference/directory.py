@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -175,9 +175,16 @@ class DirectorySource:
     """Keeps a repository as a directory and its control mode want it. For one event loop."""
 
     def __init__(
-        self, root: Path, mode: ControlMode, repository: Repository, scratch: Path
+        self,
+        root: Path,
+        mode: ControlMode,
+        repository: Repository,
+        scratch: Path,
+        refresh: Callable[[], None] | None,
     ) -> None:
         self.mode: Final = mode
+        self._refresh_root = refresh
+        self._refreshing = asyncio.Lock()
         self._root = root
         self._repository = repository
         self._scratch = scratch
@@ -193,6 +200,7 @@ class DirectorySource:
         load_models: Sequence[str],
         poll_s: float,
         repository: Repository,
+        refresh: Callable[[], None] | None = None,
     ) -> AsyncIterator[Self]:
         """Serve for the length of the block what the mode says to begin with.
 
@@ -203,12 +211,14 @@ class DirectorySource:
             load_models: Names of models; `*` for all.
             poll_s: Seconds between two looks.
             repository: What to fill.
+            refresh: Brings the directory up to date before every look, if something else has to;
+                blocks, and raises `OSError`.
 
         Raises:
             OSError: `root` cannot be read.
         """
         with tempfile.TemporaryDirectory(prefix="servery-models-") as scratch:
-            source = cls(root, mode, repository, Path(scratch))
+            source = cls(root, mode, repository, Path(scratch), refresh)
             polling: asyncio.Task[None] | None = None
             await source._begin(load_models)
             if mode == "poll":
@@ -223,10 +233,16 @@ class DirectorySource:
     async def names(self) -> list[str]:
         """Return the names of all models of the directory, loaded or not."""
         try:
-            return await asyncio.to_thread(names, self._root)
+            return await self._names()
         except OSError as error:
             log.error("the model repository cannot be read: %s", error.strerror)
             return []
+
+    async def _names(self) -> list[str]:
+        if self._refresh_root is not None:
+            async with self._refreshing:
+                await asyncio.to_thread(self._refresh_root)
+        return await asyncio.to_thread(names, self._root)
 
     async def load(self, model: str, overrides: Overrides | None = None) -> str:
         """Load a model, or reload it if its files or its config changed; wait for the end.
@@ -235,6 +251,10 @@ class DirectorySource:
             Why it, or a version of it, is not served as wanted; empty if all is well.
         """
         async with self._loading.setdefault(model, asyncio.Lock()):
+            try:
+                await self._names()
+            except OSError as error:
+                return f"failed to load '{model}', {error.strerror}"
             root, found = await asyncio.to_thread(self._look, model, overrides or Overrides())
             if found is None:
                 return f"failed to load '{model}', failed to poll from model repository"
@@ -262,7 +282,7 @@ class DirectorySource:
             self.unload(step, dependents=True)
 
     async def _begin(self, load_models: Sequence[str]) -> None:
-        known = await asyncio.to_thread(names, self._root)
+        known = await self._names()
         if self.mode == "explicit" and ALL_MODELS not in load_models:
             for model in load_models:
                 if model not in known:
@@ -282,7 +302,7 @@ class DirectorySource:
         while True:
             await asyncio.sleep(poll_s)
             try:
-                known = await asyncio.to_thread(names, self._root)
+                known = await self._names()
                 for model in {*known, *self._repository.models()}:
                     await self._refresh(model)
             except OSError as error:

@@ -1,5 +1,6 @@
 """What the inference process can be told."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -10,6 +11,7 @@ from servery_inference.options import PROVIDERS, EngineSettings
 from servery_inference.sandbox import AdmissionLimits
 from servery_rpc.settings import ServerSettings, is_private, option
 
+_STORE: Final = re.compile(r"(s3|gs|az|file):/+(.*)")
 _MIN_ADMISSION_BYTES: Final = 1 << 30
 _INT32_MAX: Final = (1 << 31) - 1
 
@@ -19,7 +21,9 @@ class InferenceSettings(ServerSettings):
     """Serve ONNX models over the Open Inference Protocol, from a directory or a registry."""
 
     model_repository: Path | None = option(
-        "directory to serve, as <model>/<version>/model.onnx; this or --registry", None
+        "directory to serve, as <model>/<version>/model.onnx, or s3://, gs:// or az:// and a"
+        " bucket with an optional prefix; this or --registry",
+        None,
     )
     model_control_mode: str = option(
         "none: serve every model, once; poll: look at the directory again and again; explicit:"
@@ -34,7 +38,9 @@ class InferenceSettings(ServerSettings):
         "host:port or unix:/path of the registry to serve; this or --model-repository", None
     )
     cache_dir: Path | None = option(
-        "directory for the files of the registry's models; needed with --registry", None
+        "directory for files that come from elsewhere; needed with --registry and with a"
+        " --model-repository in object storage",
+        None,
     )
     grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
     http_port: int | None = option(
@@ -67,6 +73,13 @@ class InferenceSettings(ServerSettings):
     admission_memory_bytes: int = option(
         "bytes of address space that the throw-away process gets", 16 << 30
     )
+    max_waiting_requests: int = option(
+        "requests that may wait for their turn, over all models; more are refused at once", 1000
+    )
+    response_cache_bytes: int = option(
+        "bytes of memory for answers of models whose configuration has response_cache; 0: none", 0
+    )
+
     model_memory_limit_bytes: int | None = option(
         "bytes of memory that all models together may be accounted with; unset: no limit", None
     )
@@ -96,8 +109,19 @@ class InferenceSettings(ServerSettings):
             raise ValueError("give exactly one of model_repository and registry")
         if self.registry is not None and self.cache_dir is None:
             raise ValueError("registry needs cache_dir, where the files of its models are kept")
-        if self.model_repository is not None and not self.model_repository.is_dir():
+        if self.object_store is not None:
+            if self.cache_dir is None:
+                raise ValueError("a model_repository in object storage needs cache_dir")
+        elif self.model_repository is not None and not self.model_repository.is_dir():
             raise ValueError(f"model_repository {str(self.model_repository)!r} is no directory")
+        if self.max_waiting_requests < 1:
+            raise ValueError(
+                f"max_waiting_requests must be at least 1, not {self.max_waiting_requests}"
+            )
+        if self.response_cache_bytes < 0:
+            raise ValueError(
+                f"response_cache_bytes must be at least 0, not {self.response_cache_bytes}"
+            )
         if self.model_control_mode not in CONTROL_MODES:
             raise ValueError(
                 "model_control_mode must be none, poll or explicit, not"
@@ -145,6 +169,15 @@ class InferenceSettings(ServerSettings):
         return AdmissionLimits(
             memory_bytes=self.admission_memory_bytes, wall_s=self.admission_wall_s
         )
+
+    @property
+    def object_store(self) -> str | None:
+        """The URL of `model_repository`, if it is one."""
+        match = _STORE.match(str(self.model_repository))
+        if match is None:
+            return None
+        slashes = "///" if match[1] == "file" else "//"
+        return f"{match[1]}:{slashes}{match[2]}"
 
     @property
     def control_mode(self) -> ControlMode:
