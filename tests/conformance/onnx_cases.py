@@ -26,7 +26,17 @@ from tests.inference.graphs import Array
 
 DATA: Final = Path(onnx.__file__).parent / "backend" / "test" / "data"
 FOLDERS: Final = ("simple", "pytorch-converted", "pytorch-operator")
-"""Kinds with their models in the package; `light` and `real` have theirs on a web server."""
+"""Kinds with models and data in the package."""
+
+NETWORKS: Final = (
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+)
+"""Those of kind `light` that need less than 200 MB each: not AlexNet, VGG and ZFNet."""
 
 _CARRIED: Final = {
     f"tensor({name})"
@@ -117,6 +127,26 @@ def stored() -> dict[str, Case]:
         for folder in FOLDERS
         for path in sorted((DATA / folder).glob("test_*/model.onnx"))
     }
+
+
+def networks() -> dict[str, Case]:
+    """Read well-known networks, of the real sizes and with constants for weights.
+
+    Their inputs are made as the runner of the project makes them.
+    """
+    cases: dict[str, Case] = {}
+    for name in NETWORKS:
+        path = DATA / "light" / f"light_{name}.onnx"
+        model = onnx.load(path)
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [
+            Runner.generate_dummy_data(value, name=path.stem)
+            for value in model.graph.input
+            if value.name not in weights
+        ]
+        outputs = [_tensor(path.with_name(f"{path.stem}_output_0.pb").read_bytes())]
+        cases[path.stem] = Case(path.stem, path.read_bytes(), [(inputs, outputs)], 1e-3, 1e-7)
+    return cases
 
 
 def attempt(case: Case) -> Tried:

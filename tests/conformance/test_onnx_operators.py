@@ -17,7 +17,7 @@ import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery.inference.v1 import grpc_service_pb2_grpc as pb_grpc
-from tests.conformance.onnx_cases import Case, Tried, Verdict, attempt, generated, stored
+from tests.conformance.onnx_cases import Case, Tried, Verdict, attempt, generated, networks, stored
 from tests.conformance.serving import Process, serving
 from tests.conformance.wire import ask
 from tests.inference.graphs import store
@@ -102,6 +102,13 @@ async def test_every_operator_that_the_runtime_supports(
         sys.stdout.write("\n")
     assert not failures
     assert counts[Verdict.SERVABLE] >= _AT_LEAST
+
+
+@pytest.mark.slow
+async def test_well_known_networks(tmp_path: Path) -> None:
+    verdicts, failures = await conformance(networks(), tmp_path)
+    assert {tried.verdict for tried in verdicts.values()} == {Verdict.SERVABLE}
+    assert not failures
 
 
 async def test_a_sample_of_operators(tmp_path: Path) -> None:
