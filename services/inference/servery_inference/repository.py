@@ -72,6 +72,9 @@ class _Model:
     serving: Mapping[str, int] = field(default_factory=dict)
     revisions: Mapping[int, Hashable] = field(default_factory=dict)
     implicit_latest: bool = False
+    current: int = 0
+    """The version that a request without one means; 0 if there is none."""
+
     versions: dict[int, _Version] = field(default_factory=dict)
 
 
@@ -222,7 +225,7 @@ class Repository:
         if line is None:
             raise ModelNotServedError(model, version, "is not found")
         if number is None:
-            found = line.versions.get(self._meant(line))
+            found = line.versions.get(line.current)
             if found is None or found.servable is None or found.state is not State.READY:
                 raise ModelNotServedError(model, version, "has no available versions")
             return found.servable
@@ -230,13 +233,6 @@ class Repository:
         if found is None or found.servable is None or found.state is not State.READY:
             raise ModelNotServedError(model, version, f"version {number} is not found")
         return found.servable
-
-    def _meant(self, line: _Model) -> int:
-        """The version that a request without one means; 0 if there is none."""
-        if line.implicit_latest:
-            ready = [n for n, version in line.versions.items() if version.state is State.READY]
-            return max(ready, default=0)
-        return line.serving.get(PRODUCTION, 0)
 
     def ready_versions(self, model: str) -> list[int]:
         """Return the numbers of the versions of `model` that answer, rising."""
@@ -287,6 +283,9 @@ class Repository:
             version.task = self._start(self._load(model, number, version))
         for number in step.unload:
             self._unload(model, number)
+        ready = [n for n, version in model.versions.items() if version.state is State.READY]
+        latest = max(ready, default=0)
+        model.current = latest if model.implicit_latest else model.serving.get(PRODUCTION, 0)
         for listener in self._listeners:
             listener()
 
