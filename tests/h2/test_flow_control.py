@@ -131,13 +131,23 @@ async def test_frames_may_be_cut_anywhere(start: Start, cut: int) -> None:
             assert answer.payload == message(b"hello")
 
 
-async def test_padding_is_not_part_of_the_message(start: Start) -> None:
+@pytest.mark.parametrize("cut", [1, 3, 10, 14, 15, 20, 100_000])
+@pytest.mark.parametrize("size", [0, 5, 20_000])
+async def test_padding_is_not_part_of_the_message(start: Start, size: int, cut: int) -> None:
     serving = await start()
     async with connected(serving.address) as wire:
-        padded = bytes((7,)) + message(b"hello") + bytes(7)
+        padded = bytes((7,)) + message(bytes(size)) + bytes(7)
         flags = frames.PADDED | frames.END_STREAM
-        await wire.send(request(1), frames.frame(frames.DATA, flags, 1, padded))
-        assert (await wire.until(frames.DATA, 1)).payload == message(b"hello")
+        everything = request(1) + frames.frame(frames.DATA, flags, 1, padded) + call(3)
+        cut = max(cut, size // 50)
+        for at in range(0, len(everything), cut):
+            await wire.send(everything[at : at + cut])
+            await asyncio.sleep(0)
+        got = b""
+        while len(got) < size + 5:
+            got += (await wire.until(frames.DATA, 1)).payload
+        assert got == message(bytes(size))
+        assert (await wire.until(frames.DATA, 3)).payload == message(b"hello")
 
 
 async def test_a_peer_that_exceeds_the_window_of_a_stream_loses_the_stream(start: Start) -> None:

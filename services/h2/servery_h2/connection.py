@@ -9,9 +9,10 @@ from typing import Final, cast
 
 import grpc
 
-from servery_h2 import calls, frames, inbound
+from servery_h2 import calls, frames
 from servery_h2.faults import H2ConnectionError, H2StreamError
 from servery_h2.frames import ErrorCode
+from servery_h2.framing import MAX_DATA_BYTES, Framing
 from servery_h2.header_block import HeaderReader
 from servery_h2.host import Host
 from servery_h2.inflow import Inflow
@@ -24,11 +25,9 @@ from servery_h2.stream import Stream
 
 log = logging.getLogger(__name__)
 
-_MAX_FRAME: Final = 1 << 20
 _REMEMBERED_RESETS: Final = 1_000
 _NO_DEADLINE_S: Final = 1e6  # Some clients send decades when they mean none.
 _LINGER_S: Final = 5.0  # For the last bytes to leave, once a connection is over.
-_UNPACK: Final = frames.FRAME_HEADER.unpack_from
 
 
 class Connection(asyncio.Protocol):
@@ -62,10 +61,7 @@ class Connection(asyncio.Protocol):
         self.inflow = Inflow(self)
         self.reset_ids: dict[int, int] = {}
         """Streams we reset of late, and how much DATA for them may still be on its way."""
-        # Anything but DATA is held until it is whole; only header blocks can be of any length.
-        self._max_other_frame = max(frames.DEFAULT_MAX_FRAME, limits.max_header_list_bytes)
-        self._rest = b""
-        self._preface = frames.PREFACE
+        self._framing = Framing(self)
         self._over = False
         self._over_at = 0.0
 
@@ -88,7 +84,7 @@ class Connection(asyncio.Protocol):
                 {
                     frames.MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
                     frames.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-                    frames.MAX_FRAME_SIZE: _MAX_FRAME,
+                    frames.MAX_FRAME_SIZE: MAX_DATA_BYTES,
                     frames.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
                 }
             )
@@ -99,17 +95,10 @@ class Connection(asyncio.Protocol):
         """Take apart what came; what it caused leaves in one write."""
         if self._over:
             return
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
         self.life.heard(self.loop.time())
         self.out.held = True
         try:
-            if self._preface:
-                data = self._greet(data)
-            at = self._consume(data)
-            if at < len(data):
-                self._rest = data[at:]
+            self._framing.feed(data)
         except H2ConnectionError as fault:
             self._fail(fault)
         finally:
@@ -236,73 +225,7 @@ class Connection(asyncio.Protocol):
         self._over = True
         self._transport.abort()
 
-    # Taking input apart.
-
-    def _greet(self, data: bytes) -> bytes:
-        expected = self._preface
-        if not data.startswith(expected[: len(data)]):
-            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 preface")
-        self._preface = expected[len(data) :]
-        return data[len(expected) :]
-
-    def _consume(self, data: bytes) -> int:
-        """Process the frames in `data`; return how much of it was used."""
-        at, end = 0, len(data)
-        inflow, streams, heads = self.inflow, self.streams, self.heads.cached
-        if inflow.left:
-            at = inflow.more(data, 0)
-        while end - at >= frames.FRAME_HEADER_BYTES:
-            high, low, kind, flags, stream_id = _UNPACK(data, at)
-            length = high << 8 | low
-            start = at + frames.FRAME_HEADER_BYTES
-            stop = start + length
-            if stop > end:
-                if self._begins_body(kind, flags, length):
-                    inflow.begin(stream_id & frames.MAX_STREAM_ID, length, flags)
-                    return inflow.more(data, start)
-                return at
-            at = stop
-            if kind == frames.DATA and flags == frames.END_STREAM:
-                stream = streams.get(stream_id)
-                if (
-                    stream is not None
-                    and stream.whole
-                    and self.block is None
-                    and inflow.whole(stream, data, start, stop)
-                ):
-                    continue
-            elif kind == frames.HEADERS and flags == frames.END_HEADERS:
-                head = heads.get(data[start:stop])
-                if head is not None and self._may_open(stream_id):
-                    self.open(stream_id, head, end_stream=False)
-                    continue
-            if length > (_MAX_FRAME if kind == frames.DATA else self._max_other_frame):
-                raise H2ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
-            try:
-                inbound.receive(
-                    self, kind, flags, stream_id & frames.MAX_STREAM_ID, data[start:stop]
-                )
-            except H2StreamError as fault:
-                self.fail_stream(fault)
-        return at
-
-    def _may_open(self, stream_id: int) -> bool:
-        return (
-            self.last_id < stream_id <= frames.MAX_STREAM_ID
-            and stream_id & 1 == 1
-            and self.block is None
-        )  # Blocks are remembered only after the greeting.
-
-    def _begins_body(self, kind: int, flags: int, length: int) -> bool:
-        """Tell whether a frame that is not complete yet may be processed as it comes."""
-        if length > (_MAX_FRAME if kind == frames.DATA else self._max_other_frame):
-            raise H2ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
-        return (
-            kind == frames.DATA
-            and not flags & frames.PADDED
-            and self.block is None
-            and self.life.greeted
-        )
+    # Ending it.
 
     def _fail(self, fault: H2ConnectionError) -> None:
         log.info("%s: %s: %s", self.peer, fault.code.name, fault.reason)

@@ -40,14 +40,13 @@ def receive(connection: Connection, kind: int, flags: int, stream_id: int, paylo
 
 
 def _on_data(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:
-    body, padding = payload, 0
+    pad_length: int | None = None
     if flags & frames.PADDED:
-        if not payload or payload[0] >= len(payload):
+        if not payload:
             raise _protocol_error("padding is longer than its frame")
-        padding = 1 + payload[0]
-        body = payload[1 : len(payload) - payload[0]]
-    connection.inflow.begin(stream_id, len(payload), flags, padding)
-    connection.inflow.more(body, 0)
+        pad_length = payload[0]
+    connection.inflow.begin(stream_id, len(payload), flags, pad_length)
+    connection.inflow.more(payload, 0 if pad_length is None else 1)
 
 
 def _on_headers(connection: Connection, flags: int, stream_id: int, payload: bytes) -> None:

@@ -38,7 +38,8 @@ class Inflow:
         self._owed = 0
         self._stream_size = limits.stream_window_bytes
         self._stream: Stream | None = None
-        self._flags = 0
+        self._ends = False
+        self._padding = 0
         self.left = 0
         """Bytes to come of a DATA frame that is processed in parts."""
 
@@ -66,9 +67,22 @@ class Inflow:
         calls.start_unary(stream, stream.method, data[start + PREFIX_BYTES : stop])
         return True
 
-    def begin(self, stream_id: int, length: int, flags: int, padding: int = 0) -> None:
-        """Begin a DATA frame, whose `length` bytes without the padding come by `more`."""
-        self.left, self._flags, self._stream = length - padding, flags, None
+    def begin(self, stream_id: int, length: int, flags: int, pad_length: int | None) -> None:
+        """Begin a DATA frame.
+
+        Args:
+            stream_id: Where.
+            length: Of its payload.
+            flags: Of the frame.
+            pad_length: The first byte of a padded payload; the bytes after it come by `more`.
+        """
+        padding = 0 if pad_length is None else pad_length + 1
+        if padding > length:
+            raise H2ConnectionError(ErrorCode.PROTOCOL_ERROR, "padding is longer than its frame")
+        self.left = length if pad_length is None else length - 1
+        self._padding = pad_length or 0
+        self._ends = bool(flags & frames.END_STREAM)
+        self._stream = None
         try:
             self._stream = self._check(stream_id, length, flags, padding)
         except H2StreamError as fault:
@@ -76,14 +90,16 @@ class Inflow:
 
     def more(self, data: bytes, at: int) -> int:
         """Take bytes of the DATA frame from `data[at:]`; return where the rest begins."""
+        body = max(0, self.left - self._padding)
         stop = min(len(data), at + self.left)
         self.left -= stop - at
-        stream, flags = self._stream, self._flags
+        stream = self._stream
         if stream is not None and not stream.closed:
             try:
-                if stop > at:
-                    self._deliver(stream, memoryview(data)[at:stop])
-                if not self.left and flags & frames.END_STREAM and not stream.closed:
+                if body and stop > at:
+                    self._deliver(stream, memoryview(data)[at : min(stop, at + body)])
+                if self._ends and self.left <= self._padding and not stream.closed:
+                    self._ends = False
                     self.end(stream)
             except H2StreamError as fault:
                 self._connection.fail_stream(fault)

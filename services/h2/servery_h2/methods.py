@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 RawHandler = Callable[[bytes, "Stream"], "bytes | Awaitable[bytes]"]
 """Answers a unary call with serialized messages. It runs on the loop, inside the parsing of input:
-returning bytes costs no task; anything that takes over a millisecond belongs in an awaitable."""
+returning bytes costs no task; anything that takes over a millisecond belongs in an awaitable, which
+is cancelled when the call ends before it."""
 
 Handler = Any  # grpc.RpcMethodHandler, whose type parameters nobody here knows.
 
