@@ -231,6 +231,36 @@ def test_the_same_seed_gives_the_same_model(table_job: Run, breast_cancer: Path)
 
 
 @pytest.mark.slow
+def test_a_budget_gives_the_graph_that_was_measured_to_keep_it(
+    digits: Path, tmp_path: Path
+) -> None:
+    spec = image()
+    spec.training.max_epochs = 6
+    spec.optimization.objective = pb.OBJECTIVE_SIZE
+    spec.optimization.max_accuracy_drop = 0.05
+    job = run(spec, digits, tmp_path / "out")
+    names = [variant.name for variant in job.result.variants]
+    assert names == ["float32", "optimized", "int8_dynamic", "int8_static"]
+    (chosen,) = (variant for variant in job.result.variants if variant.chosen)
+    assert not chosen.refusal
+    assert chosen.accuracy_drop_interval.upper <= 0.05
+    assert chosen.accuracy == pytest.approx(job.result.metrics["accuracy"])
+    profile = job.document("profile.json")
+    assert profile["variant"] == chosen.name
+    assert [variant["name"] for variant in profile["variants"]] == names
+    model = (job.out / "model.onnx").read_bytes()
+    assert len(model) == chosen.size_bytes
+    session = ort.InferenceSession(model)
+    with np.load(job.out / "golden.npz") as golden:
+        label, probabilities = session.run(
+            ["label", "probabilities"], {"image": golden["input:image"]}
+        )
+        np.testing.assert_array_equal(label.astype(str), golden["output:label"])
+        error = np.abs(probabilities - golden["output:probabilities"]).max()
+        assert error <= golden["tolerance"] <= 0.1
+
+
+@pytest.mark.slow
 def test_killed_or_stopped_it_goes_on_to_the_same_model_bit_for_bit(
     image_job: Run, digits: Path, tmp_path: Path
 ) -> None:

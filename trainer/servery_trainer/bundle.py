@@ -22,6 +22,7 @@ from servery_trainer.parity import Parity
 from servery_trainer.preprocessing import FloatArray
 from servery_trainer.profiling import Latency
 from servery_trainer.rows import IMAGE_INPUT, LABEL_OUTPUT, PROBABILITIES_OUTPUT
+from servery_trainer.variants import Variant
 
 GOLDEN_ROWS: Final = 16
 """At least so many golden rows, if so many were held out; more to show each class."""
@@ -142,23 +143,44 @@ def metrics(evaluation: Evaluation, parity: Parity) -> Any:
     }
 
 
-def profile(latencies: Sequence[Latency], threads: int) -> Any:
-    """Render the latencies and where they were measured."""
+def profile(variants: Sequence[Variant], threads: int) -> Any:
+    """Render the measured graphs and where they were measured."""
+    (chosen,) = (variant for variant in variants if variant.chosen)
     return {
         "runtime": f"onnxruntime {version('onnxruntime')}",
         "execution_provider": "CPUExecutionProvider",
         "threads": threads,
         "machine": {"system": platform.system(), "architecture": platform.machine()},
-        "latencies": [
+        "variant": chosen.name,
+        "latencies": _latencies(chosen.latencies),
+        "variants": [
             {
-                "batch_size": latency.batch_size,
-                "runs": latency.runs,
-                "median_us": latency.median_us,
-                "p95_us": latency.p95_us,
+                "name": variant.name,
+                "chosen": variant.chosen,
+                "refusal": variant.refusal,
+                "size_bytes": variant.size_bytes,
+                "golden_error": variant.error if np.isfinite(variant.error) else None,
+                "golden_tolerance": variant.tolerance,
+                "accuracy": variant.accuracy,
+                "accuracy_drop": variant.accuracy_drop,
+                "accuracy_drop_interval": list(variant.accuracy_drop_interval),
+                "latencies": _latencies(variant.latencies),
             }
-            for latency in latencies
+            for variant in variants
         ],
     }
+
+
+def _latencies(latencies: Sequence[Latency]) -> Any:
+    return [
+        {
+            "batch_size": latency.batch_size,
+            "runs": latency.runs,
+            "median_us": latency.median_us,
+            "p95_us": latency.p95_us,
+        }
+        for latency in latencies
+    ]
 
 
 def statistics(examples: Examples, train: NDArray[np.int64]) -> Any:

@@ -12,14 +12,16 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
-from servery_trainer import bundle, export, families, parity, profiling, training
+from servery_trainer import bundle, export, families, parity, training
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore
 from servery_trainer.evaluation import evaluate
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
+from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.spec import Spec
 from servery_trainer.split import Split, split_rows
+from servery_trainer.variants import Proof, Variant, optimize
 
 _PARITY_ROWS: Final = 1024
 
@@ -91,21 +93,27 @@ def run(
     )
 
     report(_phase(training_pb2.PHASE_EVALUATING, spec))
-    test = examples.take(split.test)
-    evaluation = evaluate(graph.predict(test), examples.codes_B[split.test], examples.labels)
-    latencies = profiling.measure(graph, test)
-
+    test, test_codes = examples.take(split.test), examples.codes_B[split.test]
     shown = bundle.pick_golden(expected_BK, examples.codes_B[held_out])
+    golden = examples.take(held_out[shown])
+    variants = optimize(
+        model,
+        examples.take(split.train[:CALIBRATION_ROWS]),
+        Proof(golden, expected_BK[shown], test, test_codes, proven.tolerance),
+        spec.optimization,
+        threads,
+    )
+    (chosen,) = (variant for variant in variants if variant.chosen)
+    evaluation = evaluate(chosen.graph.predict(test), test_codes, examples.labels)
+
     bundle.write(
         out,
-        model,
-        bundle.golden(
-            examples.take(held_out[shown]), expected_BK[shown], examples.labels, proven.tolerance
-        ),
+        chosen.model,
+        bundle.golden(golden, expected_BK[shown], examples.labels, chosen.tolerance),
         {
             "signature.json": bundle.signature(spec.task.name, examples.inputs, examples.labels),
             "metrics.json": bundle.metrics(evaluation, proven),
-            "profile.json": bundle.profile(latencies, threads),
+            "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, split),
         },
@@ -122,15 +130,34 @@ def run(
         labels=examples.labels,
         confusion_matrix=evaluation.confusion.ravel().tolist(),
         epochs=epochs,
-        latencies=[
-            training_pb2.Latency(batch_size=latency.batch_size, median_us=latency.median_us)
-            for latency in latencies
-        ],
+        latencies=_latencies(chosen),
         intervals={
             name: training_pb2.Interval(lower=lower, upper=upper)
             for name, (lower, upper) in evaluation.intervals.items()
         },
+        variants=[_variant(variant) for variant in variants],
     )
+
+
+def _variant(variant: Variant) -> training_pb2.Variant:
+    lower, upper = variant.accuracy_drop_interval
+    return training_pb2.Variant(
+        name=variant.name,
+        chosen=variant.chosen,
+        refusal=variant.refusal,
+        size_bytes=variant.size_bytes,
+        latencies=_latencies(variant),
+        accuracy=variant.accuracy,
+        accuracy_drop=variant.accuracy_drop,
+        accuracy_drop_interval=training_pb2.Interval(lower=lower, upper=upper),
+    )
+
+
+def _latencies(variant: Variant) -> list[training_pb2.Latency]:
+    return [
+        training_pb2.Latency(batch_size=latency.batch_size, median_us=latency.median_us)
+        for latency in variant.latencies
+    ]
 
 
 def _phase(phase: training_pb2.Phase.ValueType, spec: Spec) -> training_pb2.Progress:

@@ -978,10 +978,11 @@ Global___Training: _TypeAlias = Training  # noqa: Y015
 class Optimization(_message.Message):
     """Which of the graphs that give the same answers, more or less, is published.
 
-    All are built and measured on the trainer's machine: `float32` as converted, `optimized` (the
-    same, rewritten by ONNX Runtime), `int8_dynamic` (weights of matrix products as 8-bit integers)
-    and `int8_static` (activations too, calibrated on rows of the training part). One that is not
-    faster than `float32` is never chosen for its speed, and no 8-bit one is chosen that is slower.
+    `float32` is the graph as converted. Unless the objective is ACCURACY and any latency will do,
+    three more are built and measured beside it on the trainer's machine: `optimized` (the same,
+    rewritten by ONNX Runtime), `int8_dynamic` (weights of matrix products as 8-bit integers) and
+    `int8_static` (activations too, calibrated on rows of the training part). No 8-bit graph is
+    chosen that is slower than `float32`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,0 +1,211 @@
+"""Which of several graphs to publish: built, measured side by side, chosen by a budget.
+
+Shape suffixes: B rows, K classes.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.errors import FieldInvalidError
+from servery_trainer import profiling, quantization
+from servery_trainer.hyperparameters import Optimization
+from servery_trainer.parity import Graph, relative_error
+from servery_trainer.preprocessing import FloatArray
+from servery_trainer.profiling import Latency
+from servery_trainer.scores import Interval, bootstrap
+from servery_trainer.spec import ROOT
+
+FLOAT32: Final = "float32"
+INT8_TOLERANCE: Final = 0.1
+"""Largest change of a probability on golden rows, which are clear cases."""
+NOISE: Final = 0.08
+"""Graphs whose times differ by a smaller share are as fast as each other."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A graph and what was measured of it."""
+
+    name: str
+    model: onnx.ModelProto
+    graph: Graph
+    size_bytes: int
+    tolerance: float
+    """Largest relative error on the golden rows that passes."""
+    error: float
+    """Relative error on the golden rows; infinite if a label is another one."""
+    accuracy: float
+    """On the test part."""
+    accuracy_drop: float
+    """What `float32` has more of it."""
+    accuracy_drop_interval: Interval
+    latencies: tuple[Latency, ...]
+    """Measured in turn with those of the other variants."""
+    refusal: str = ""
+    """Why it must not be chosen; empty: it may."""
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What variants are judged by."""
+
+    golden: Mapping[str, NDArray[Any]]
+    """Inputs of the golden rows."""
+    expected_BK: FloatArray
+    """What the trained network says to them."""
+    test: Mapping[str, NDArray[Any]]
+    """Inputs of the test part."""
+    codes_B: NDArray[np.int64]
+    """The true classes of the test part."""
+    tolerance: float
+    """Largest relative error of a graph of 32-bit floats."""
+
+
+def optimize(
+    model: onnx.ModelProto,
+    calibration: Mapping[str, NDArray[Any]],
+    proof: Proof,
+    wanted: Optimization,
+    threads: int,
+) -> tuple[Variant, ...]:
+    """Build and measure variants of a graph, and choose one.
+
+    Args:
+        model: The graph as converted; the only variant unless the budget asks for speed or size.
+        calibration: Inputs of the training part.
+        proof: What to judge by.
+        wanted: The budget.
+        threads: Threads of one run, at least 1.
+
+    Returns:
+        All variants, `float32` first; one of them is chosen.
+
+    Raises:
+        FieldInvalidError: None is as fast as was asked for.
+    """
+    makers: dict[str, tuple[Callable[[], onnx.ModelProto], float]] = {
+        FLOAT32: (lambda: model, proof.tolerance)
+    }
+    if wanted.objective != pb.OBJECTIVE_ACCURACY or wanted.max_latency_us:
+        makers |= {
+            "optimized": (lambda: quantization.optimized(model), proof.tolerance),
+            "int8_dynamic": (lambda: quantization.int8_dynamic(model), INT8_TOLERANCE),
+            "int8_static": (lambda: quantization.int8_static(model, calibration), INT8_TOLERANCE),
+        }
+    built = {}
+    for name, (make, tolerance) in makers.items():
+        try:
+            variant = make()
+            built[name] = (variant, Graph(variant, threads), tolerance)
+        except Exception:
+            if name == FLOAT32:
+                raise
+            log.exception("the variant %s cannot be built", name)  # it is an offer, not a promise
+    return choose(_measure(built, proof), wanted)
+
+
+def _measure(
+    built: Mapping[str, tuple[onnx.ModelProto, Graph, float]], proof: Proof
+) -> tuple[Variant, ...]:
+    graphs = [graph for _, graph, _ in built.values()]
+    times = profiling.measure(graphs, proof.test)
+    right = {
+        name: (graph.predict(proof.test).argmax(axis=1) == proof.codes_B).astype(np.float64)
+        for name, (_, graph, _) in built.items()
+    }
+    variants = []
+    for (name, (model, graph, tolerance)), latencies in zip(built.items(), times, strict=True):
+        lost_B = right[FLOAT32] - right[name]
+        intervals = bootstrap({"lost": lost_B}, {"drop": lambda draws: draws["lost"].mean(axis=1)})
+        answer_BK = graph.predict(proof.golden)
+        alike = np.array_equal(answer_BK.argmax(axis=1), proof.expected_BK.argmax(axis=1))
+        variants.append(
+            Variant(
+                name=name,
+                model=model,
+                graph=graph,
+                size_bytes=model.ByteSize(),
+                tolerance=tolerance,
+                error=relative_error(answer_BK, proof.expected_BK) if alike else np.inf,
+                accuracy=float(right[name].mean()),
+                accuracy_drop=float(lost_B.mean()),
+                accuracy_drop_interval=intervals["drop"],
+                latencies=latencies,
+            )
+        )
+    return tuple(variants)
+
+
+def choose(variants: Sequence[Variant], wanted: Optimization) -> tuple[Variant, ...]:
+    """Mark one variant as chosen and say of the others why not, where the budget forbids them.
+
+    Args:
+        variants: `float32` first.
+        wanted: The budget.
+
+    Raises:
+        FieldInvalidError: None is as fast as was asked for.
+    """
+    base = variants[0]
+    judged = [replace(variant, refusal=_refusal(variant, base, wanted)) for variant in variants]
+    allowed = [variant for variant in judged if not variant.refusal]
+    if not allowed:
+        fastest = min(_first_us(v) for v in judged if _kept(v, wanted))
+        raise FieldInvalidError(
+            f"{ROOT}.optimization.max_latency_us",
+            wanted.max_latency_us,
+            f"be at least {fastest:.0f} on this machine, or the network be smaller",
+        )
+    first = allowed[0]
+    match wanted.objective:
+        case pb.OBJECTIVE_LATENCY:
+            best = min(allowed, key=lambda variant: relative_time(variant, base))
+            if relative_time(best, base) > (1 - NOISE) * relative_time(first, base):
+                best = first
+        case pb.OBJECTIVE_SIZE:
+            best = min(allowed, key=lambda variant: variant.size_bytes)
+        case _:
+            best = min(allowed, key=lambda variant: (variant.name != FLOAT32, _first_us(variant)))
+    return tuple(replace(variant, chosen=variant is best) for variant in judged)
+
+
+def relative_time(variant: Variant, base: Variant) -> float:
+    """Return the time of a run in those of `base`, the geometric mean over batch sizes."""
+    ratios = [
+        one.median_us / other.median_us
+        for one, other in zip(variant.latencies, base.latencies, strict=True)
+    ]
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def _kept(variant: Variant, wanted: Optimization) -> bool:
+    """Tell whether the answers of the variant are good enough."""
+    close = variant.error <= variant.tolerance
+    return close and variant.accuracy_drop_interval[1] <= wanted.max_accuracy_drop
+
+
+def _refusal(variant: Variant, base: Variant, wanted: Optimization) -> str:
+    if variant.error > variant.tolerance:
+        return f"golden rows are off by {variant.error:.3g}, {variant.tolerance:g} is allowed"
+    if not _kept(variant, wanted):
+        drop = variant.accuracy_drop_interval[1]
+        return f"it may lose {drop:.4f} of accuracy, {wanted.max_accuracy_drop:g} is allowed"
+    if wanted.max_latency_us and _first_us(variant) > wanted.max_latency_us:
+        return f"one row takes {_first_us(variant):.0f} µs, {wanted.max_latency_us:g} is allowed"
+    if variant.name.startswith("int8") and (slower := relative_time(variant, base)) > 1:
+        return f"it takes {slower:.2f} times as long as {base.name}"
+    return ""
+
+
+def _first_us(variant: Variant) -> float:
+    return variant.latencies[0].median_us
