@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from servery.gateway.v1 import quota_pb2_grpc, usage_pb2_grpc
+from servery.gateway.v1 import quota_pb2_grpc, route_pb2_grpc, usage_pb2_grpc
 from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
@@ -25,9 +25,13 @@ from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
 from servery_gateway.limits import Rates
 from servery_gateway.meter import Meter, metering
 from servery_gateway.methods import GATEWAY, INFERENCE, INFERENCE_HTTP, REGISTRY, TRAINER
+from servery_gateway.model_routes import DEFAULT_POOL, ModelRoute
 from servery_gateway.quota_servicer import QuotaServicer
 from servery_gateway.quota_store import QuotaStore
 from servery_gateway.quotas import Quotas
+from servery_gateway.route_servicer import RouteServicer
+from servery_gateway.route_store import RouteStore
+from servery_gateway.routing import Routing
 from servery_gateway.secret_files import load_or_create, make_private_directory
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
 from servery_gateway.settings import GatewaySettings
@@ -58,6 +62,8 @@ async def control_plane(
 
     usage = UsageStore(engine)
     quota_store = QuotaStore(engine)
+    routes = RouteStore(engine)
+    pools = (DEFAULT_POOL, *settings.pools)
     fixed = _state(settings)
 
     def state() -> GatewayState:
@@ -66,6 +72,7 @@ async def control_plane(
             fixed,
             certificate=certificate.certificate if certificate else None,
             jwks=keys.jwks,
+            models=tuple(r for r in routes.list() if _uses_only(r, pools)),
             denied_keys=frozenset(str(name) for name in revoked),
             spent=quota_store.spent(day_of(now())),
             rates=replace(fixed.rates, owners=quota_store.rates()),
@@ -73,6 +80,7 @@ async def control_plane(
 
     ads = AdsServer()
     data_plane = DataPlane(ads, state)
+    routing = Routing(store, routes, pools, data_plane.refresh)
     quotas = Quotas(store, quota_store, data_plane.refresh, now)
     keyring = Keyring(
         store=store, pepper=pepper, signing_key=keys.current, deny=data_plane.refresh, now=now
@@ -92,6 +100,10 @@ async def control_plane(
         Service(
             "servery.gateway.v1.QuotaService",
             lambda s: quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(quotas), s),
+        ),
+        Service(
+            "servery.gateway.v1.RouteService",
+            lambda s: route_pb2_grpc.add_RouteServiceServicer_to_server(RouteServicer(routing), s),
         ),
         ads.service,
         access_log.service,
@@ -132,6 +144,12 @@ def _open_data(settings: GatewaySettings, now: datetime) -> tuple[Engine, bytes,
     return open_sqlite(settings.data_dir / "gateway.db"), pepper, keys
 
 
+def _uses_only(route: ModelRoute, pools: Sequence[str]) -> bool:
+    """Tell whether a route fits these settings; one that does not waits for its pools."""
+    used = {pool for pool, _ in route.pools} | ({route.mirror_pool} if route.mirror_pool else set())
+    return used <= set(pools)
+
+
 def _certificate(settings: GatewaySettings) -> CertificateFiles | None:
     chain, key = settings.public_tls_certificate, settings.public_tls_key
     return None if chain is None or key is None else CertificateFiles(chain, key)
@@ -142,16 +160,18 @@ def _state(settings: GatewaySettings) -> GatewayState:
         public=settings.public_address,
         certificate=None,
         upstreams={
-            INFERENCE: settings.upstream("inference"),
-            REGISTRY: settings.upstream("registry"),
-            TRAINER: settings.upstream("trainer"),
-            GATEWAY: settings.upstream("listen"),
+            INFERENCE: (settings.upstream("inference"),),
+            REGISTRY: (settings.upstream("registry"),),
+            TRAINER: (settings.upstream("trainer"),),
+            GATEWAY: (settings.upstream("listen"),),
             **(
-                {INFERENCE_HTTP: settings.upstream("inference_http")}
+                {INFERENCE_HTTP: (settings.upstream("inference_http"),)}
                 if settings.inference_http
                 else {}
             ),
         },
+        pools=settings.pools,
+        models=(),
         origins=settings.browser_origins,
         jwks=(),
         denied_keys=frozenset(),

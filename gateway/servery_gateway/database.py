@@ -87,6 +87,17 @@ class QuotaRow(Base):
     requests_per_day: Mapped[int] = mapped_column(BigInteger)
 
 
+class RouteRow(Base):
+    """Where the calls about a model go."""
+
+    __tablename__ = "routes"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.tenant"), primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    pools: Mapped[str] = mapped_column(Text)
+    mirror_pool: Mapped[str] = mapped_column(Text)
+
+
 class NotedCallRow(Base):
     """A call that was counted lately, so that it is not counted again."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from servery.gateway.v1 import gateway_pb2, quota_pb2, usage_pb2
+from servery.gateway.v1 import gateway_pb2, quota_pb2, route_pb2, usage_pb2
 from servery.inference.v1 import grpc_service_pb2
 from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import dataset_pb2, training_pb2
@@ -143,6 +143,11 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
             "SetQuota": _holding("admin"),
             "GetQuota": _holding("admin"),
         },
+        "servery.gateway.v1.RouteService": {
+            "SetRoute": _holding("admin"),
+            "GetRoute": _holding("admin"),
+            "ListRoutes": _holding("admin"),
+        },
         "servery.gateway.v1.UsageService": {
             "QueryUsage": _holding("admin"),
             "ExportUsage": _holding("admin"),
@@ -158,6 +163,7 @@ _FILES: Final = (
     (TRAINER, training_pb2.DESCRIPTOR),
     (GATEWAY, gateway_pb2.DESCRIPTOR),
     (GATEWAY, quota_pb2.DESCRIPTOR),
+    (GATEWAY, route_pb2.DESCRIPTOR),
     (GATEWAY, usage_pb2.DESCRIPTOR),
 )
 

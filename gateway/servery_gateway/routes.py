@@ -4,7 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from servery_gateway.extensions import typed
 from servery_gateway.methods import INFERENCE, INFERENCE_HTTP, JWKS_PATH, Method
+from servery_gateway.model_routes import DEFAULT_POOL, ModelRoute
 from servery_gateway.snapshot import Resource
 
 ROUTES_NAME: Final = "public"
@@ -13,6 +15,8 @@ _GRPC: Final = {"name": "content-type", "string_match": {"prefix": "application/
 """Also gRPC-Web, which the route is looked up for before it is translated."""
 
 _GRPC_HEADERS: Final = "grpc-status,grpc-message,grpc-status-details-bin,x-request-id"
+_HEADER_INPUT: Final = "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
+_ROUTE_LIST: Final = "type.googleapis.com/envoy.config.route.v3.RouteList"
 _CORS_POLICY: Final = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy"
 
 
@@ -20,6 +24,7 @@ def route_table(
     methods: Sequence[Method],
     jwks: Sequence[Mapping[str, str]],
     origins: Sequence[str],
+    models: Sequence[ModelRoute],
     *,
     rest: bool,
 ) -> Resource:
@@ -29,22 +34,62 @@ def route_table(
         methods: Every RPC there is.
         jwks: The public keys that tokens are verified with, as JSON Web Keys.
         origins: From where pages in browsers may call, such as `https://app.example.org`.
+        models: Where the calls about some models go; those about others go to the default pool.
         rest: Whether inference also answers HTTP.
     """
-    host: dict[str, Any] = {
-        "name": ROUTES_NAME,
-        "domains": ["*"],
-        "routes": [
-            _keys(jwks),
-            *(_route(method) for method in methods if not method.rule.denied),
-            *([_rest()] if rest else []),
-        ],
-    }
+    general = [
+        _keys(jwks),
+        *(_route(method) for method in methods if not method.rule.denied),
+        *([_rest()] if rest else []),
+    ]
+    host: dict[str, Any] = {"name": ROUTES_NAME, "domains": ["*"]}
     if origins:
         # What a browser asks before it calls is answered by a filter, for which a route must be.
-        host["routes"].insert(0, _preflight(methods))
+        general.insert(0, _preflight(methods))
         host["typed_per_filter_config"] = {"envoy.filters.http.cors": _cors(origins)}
+    if models:
+        host["matcher"] = _by_model(methods, models, general, rest=rest)
+    else:
+        host["routes"] = general
     return {"name": ROUTES_NAME, "virtual_hosts": [host]}
+
+
+def _by_model(
+    methods: Sequence[Method],
+    models: Sequence[ModelRoute],
+    general: Sequence[Resource],
+    *,
+    rest: bool,
+) -> Resource:
+    """Choose routes by the authorized model, at the same cost for any number of models.
+
+    The header is there only once the script has decided; until then, `general` counts.
+    """
+    about_models = [method for method in methods if method.rule.model_field]
+    return {
+        "matcher_tree": {
+            "input": {
+                "name": "model",
+                "typed_config": {"@type": _HEADER_INPUT, "header_name": "x-servery-model"},
+            },
+            "exact_match_map": {
+                "map": {
+                    route.model.wire_name: _routes(
+                        [
+                            *(_route(method, route) for method in about_models),
+                            *([_rest()] if rest else []),
+                        ]
+                    )
+                    for route in models
+                }
+            },
+        },
+        "on_no_match": _routes(general),
+    }
+
+
+def _routes(routes: Sequence[Resource]) -> Resource:
+    return {"action": typed("routes", {"@type": _ROUTE_LIST, "routes": routes})}
 
 
 def _keys(jwks: Sequence[Mapping[str, str]]) -> Resource:
@@ -90,13 +135,18 @@ def _rest() -> Resource:
     }
 
 
-def _route(method: Method) -> Resource:
+def pool_cluster(pool: str) -> str:
+    """Return the name of the cluster of a pool."""
+    return INFERENCE if pool == DEFAULT_POOL else f"{INFERENCE}-pool-{pool}"
+
+
+def _route(method: Method, model: ModelRoute | None = None) -> Resource:
     # With max_stream_duration, `timeout` does not count. Without a deadline of the caller the
     # first value holds; its deadline may be as long as the second.
     unbounded = method.client_streaming or method.server_streaming
     default, longest = ("3600s", "3600s") if unbounded else ("60s", "300s")
     action: dict[str, Any] = {
-        "cluster": method.upstream,
+        **_target(method, model),
         "timeout": "0s",
         "max_stream_duration": {
             "max_stream_duration": default,
@@ -113,4 +163,15 @@ def _route(method: Method) -> Resource:
             "num_retries": 2,
             "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
         }
+    if model is not None and model.mirror_pool and not unbounded:
+        action["request_mirror_policies"] = [{"cluster": pool_cluster(model.mirror_pool)}]
     return {"match": {"path": method.path, "headers": [_GRPC]}, "route": action}
+
+
+def _target(method: Method, model: ModelRoute | None) -> Mapping[str, Any]:
+    if model is None:
+        return {"cluster": method.upstream}
+    if len(model.pools) == 1:
+        return {"cluster": pool_cluster(model.pools[0][0])}
+    shares = [{"name": pool_cluster(pool), "weight": weight} for pool, weight in model.pools]
+    return {"weighted_clusters": {"clusters": shares}}

@@ -1,15 +1,18 @@
 """What `servery-gateway` can be told."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from servery_gateway.address import Address, HostAddress, UnixAddress, parse_address
+from servery_gateway.model_routes import DEFAULT_POOL
 from servery_gateway.quota import MAX_PER_SECOND
 from servery_rpc.settings import ServerSettings, is_private, option
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
+_POOL: Final = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,11 @@ class GatewaySettings(ServerSettings):
     registry: str = option("unix:PATH or host:port of the registry")
     trainer: str = option("unix:PATH or host:port of the trainer")
     inference: str = option("unix:PATH or host:port of the inference server")
+    inference_pools: tuple[str, ...] = option(
+        "more inference servers for routes to choose, each as pool=unix:PATH or pool=host:port; a"
+        " pool that comes twice has two servers",
+        (),
+    )
     inference_http: str | None = option(
         "unix:PATH or host:port of the HTTP door of the inference server; unset: no REST", None
     )
@@ -69,6 +77,12 @@ class GatewaySettings(ServerSettings):
             self.upstream(name)
         if self.inference_http is not None:
             self.upstream("inference_http")
+        for name, addresses in self.pools.items():
+            named = [isinstance(a, HostAddress) and not a.is_ip for a in addresses]
+            if any(named) and not all(isinstance(a, HostAddress) for a in addresses):
+                raise ValueError(
+                    f"inference_pools: {name!r} mixes host names with unix sockets; use one kind"
+                )
         for origin in self.browser_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(
@@ -95,3 +109,18 @@ class GatewaySettings(ServerSettings):
         """The address of the upstream `name`, parsed."""
         text: str = getattr(self, name)
         return parse_address(text, name)
+
+    @property
+    def pools(self) -> Mapping[str, tuple[Address, ...]]:
+        """`inference_pools`, parsed: name to servers."""
+        found: dict[str, tuple[Address, ...]] = {}
+        for text in self.inference_pools:
+            name, equals, address = text.partition("=")
+            if not equals or not _POOL.fullmatch(name) or name == DEFAULT_POOL:
+                raise ValueError(
+                    f"inference_pools has {text!r}, which is not like gpu=host:port with a name of"
+                    f" small letters, digits and `-` other than {DEFAULT_POOL!r}"
+                )
+            parsed = parse_address(address, "inference_pools")
+            found[name] = (*found.get(name, ()), parsed)
+        return found

@@ -101,6 +101,8 @@ class Snapshot:
             for part in _parts(routes):
                 if "cluster" in part:
                     yield CLUSTER, part["cluster"]
+                for share in part.get("clusters", ()):
+                    yield CLUSTER, share["name"]
 
 
 def _parts(value: Any) -> Iterator[Mapping[str, Any]]:

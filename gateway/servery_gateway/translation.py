@@ -1,6 +1,6 @@
 """What the gateway knows in, Envoy's configuration out. Pure: no sockets, no clock, no files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,8 @@ from servery_gateway.listener import (
     public_listener,
 )
 from servery_gateway.methods import INFERENCE_HTTP, methods
-from servery_gateway.routes import ROUTES_NAME, route_table
+from servery_gateway.model_routes import ModelRoute
+from servery_gateway.routes import ROUTES_NAME, pool_cluster, route_table
 from servery_gateway.snapshot import (
     CLUSTER,
     ENDPOINTS,
@@ -40,9 +41,15 @@ class GatewayState:
     certificate: Certificate | None
     """None: without TLS."""
 
-    upstreams: Mapping[str, Address]
+    upstreams: Mapping[str, tuple[Address, ...]]
     """Where the processes behind are reached; every name of `methods.Method.upstream`, and
     `INFERENCE_HTTP` if inference answers HTTP, too."""
+
+    pools: Mapping[str, tuple[Address, ...]]
+    """More pools of inference servers, beside the default one, by name."""
+
+    models: tuple[ModelRoute, ...]
+    """Where the calls about some models go."""
 
     origins: tuple[str, ...]
     """From where pages in browsers may call, such as `https://app.example.org`."""
@@ -68,15 +75,21 @@ def translate(state: GatewayState) -> Snapshot:
     """
     table = methods()
     certificate = state.certificate
+    clusters = dict(
+        sorted(
+            [
+                *state.upstreams.items(),
+                *((pool_cluster(pool), addresses) for pool, addresses in state.pools.items()),
+            ]
+        )
+    )
     return Snapshot(
         {
-            CLUSTER: {
-                name: _cluster(name, address) for name, address in sorted(state.upstreams.items())
-            },
+            CLUSTER: {name: _cluster(name, addresses) for name, addresses in clusters.items()},
             ENDPOINTS: {
-                name: _endpoints(name, address)
-                for name, address in sorted(state.upstreams.items())
-                if not _needs_dns(address)
+                name: _endpoints(name, addresses)
+                for name, addresses in clusters.items()
+                if not _needs_dns(addresses)
             },
             SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
             EXTENSION: {
@@ -92,6 +105,7 @@ def translate(state: GatewayState) -> Snapshot:
                     table,
                     state.jwks,
                     state.origins,
+                    state.models,
                     rest=INFERENCE_HTTP in state.upstreams,
                 )
             },
@@ -99,10 +113,10 @@ def translate(state: GatewayState) -> Snapshot:
     )
 
 
-def _cluster(name: str, address: Address) -> Resource:
+def _cluster(name: str, addresses: Sequence[Address]) -> Resource:
     cluster: dict[str, Any] = {
         "name": name,
-        "type": "STRICT_DNS" if _needs_dns(address) else "EDS",
+        "type": "STRICT_DNS" if _needs_dns(addresses) else "EDS",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
@@ -144,27 +158,33 @@ def _cluster(name: str, address: Address) -> Resource:
             }
         },
     }
-    if _needs_dns(address):
-        cluster["load_assignment"] = _endpoints(name, address)
+    if _needs_dns(addresses):
+        cluster["load_assignment"] = _endpoints(name, addresses)
     else:
         cluster["eds_cluster_config"] = {"eds_config": ADS}
+    if len(addresses) > 1:
+        cluster["outlier_detection"] = {
+            "consecutive_5xx": 5,
+            "interval": "1s",
+            "base_ejection_time": "5s",
+            "max_ejection_percent": 50,
+        }
     return cluster
 
 
-def _endpoints(name: str, address: Address) -> Resource:
-    where: Resource
+def _endpoints(name: str, addresses: Sequence[Address]) -> Resource:
+    endpoints = [{"endpoint": {"address": _place(address)}} for address in addresses]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
+
+
+def _place(address: Address) -> Resource:
     if isinstance(address, UnixAddress):
-        where = {"pipe": {"path": address.path}}
-    else:
-        where = {"socket_address": {"address": address.host, "port_value": address.port}}
-    return {
-        "cluster_name": name,
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": where}}]}],
-    }
+        return {"pipe": {"path": address.path}}
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
 
 
-def _needs_dns(address: Address) -> bool:
-    return isinstance(address, HostAddress) and not address.is_ip
+def _needs_dns(addresses: Sequence[Address]) -> bool:
+    return any(isinstance(address, HostAddress) and not address.is_ip for address in addresses)
 
 
 def _secret(certificate: Certificate) -> Resource:

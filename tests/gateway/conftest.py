@@ -143,7 +143,7 @@ def envoy(directory: Path) -> Any:
     return process("servery_gateway.envoy", *argv, log=directory / "envoy.log")
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 15.0) -> float:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 40.0) -> float:
     """Poll until `condition` holds; return after how many seconds it did."""
     loop = asyncio.get_running_loop()
     start = loop.time()

@@ -56,7 +56,7 @@ def test_a_key_is_published_then_signs_then_waits_for_its_last_token(
     assert plan(made, START + after, MONTH) == expected
 
 
-@pytest.mark.asyncio
+@pytest.mark.asyncio(loop_scope="session")
 async def test_no_valid_token_is_refused_while_keys_change(
     build: Builder, own_directory: Path
 ) -> None:
@@ -97,7 +97,7 @@ def signer(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
-@pytest.mark.asyncio
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_new_certificate_is_shown_and_open_connections_stay(
     build: Builder, own_directory: Path
 ) -> None:

@@ -26,7 +26,7 @@ from tests.gateway.test_usage import counted, query, usage
 if TYPE_CHECKING:
     from tests.gateway.conftest import Builder, Stack
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ORIGIN = "https://app.example.org"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -102,7 +102,7 @@ class Doors:
             connection.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def doors(module_directory: Path) -> AsyncIterator[Doors]:
     from tests.gateway.conftest import running_stack, settings_for
 

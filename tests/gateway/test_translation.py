@@ -19,6 +19,7 @@ from servery_gateway.address import HostAddress, UnixAddress
 from servery_gateway.certificate import Certificate
 from servery_gateway.envoy import bootstrap
 from servery_gateway.limits import Rates
+from servery_gateway.model_routes import ModelRoute
 from servery_gateway.snapshot import (
     CLUSTER,
     ENDPOINTS,
@@ -30,6 +31,7 @@ from servery_gateway.snapshot import (
     Snapshot,
 )
 from servery_gateway.translation import GatewayState, translate
+from servery_rpc.names import ModelName
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 JWK = {"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "k", "x": "x", "y": "y"}
@@ -37,9 +39,11 @@ LOCAL = GatewayState(
     public=HostAddress("127.0.0.1", 8080),
     certificate=None,
     upstreams={
-        name: UnixAddress(f"/run/servery/{name}.sock")
+        name: (UnixAddress(f"/run/servery/{name}.sock"),)
         for name in ("gateway", "inference", "registry", "trainer")
     },
+    pools={},
+    models=(),
     origins=(),
     jwks=(JWK,),
     denied_keys=frozenset(),
@@ -51,10 +55,18 @@ CLUSTERED = GatewayState(
     certificate=Certificate("CERTIFICATE", "KEY"),
     upstreams={
         **LOCAL.upstreams,
-        "inference": HostAddress("10.0.0.7", 9000),
-        "registry": HostAddress("registry.servery.svc", 9000),
-        "inference-http": HostAddress("10.0.0.7", 9001),
+        "inference": (HostAddress("10.0.0.7", 9000),),
+        "registry": (HostAddress("registry.servery.svc", 9000),),
+        "inference-http": (HostAddress("10.0.0.7", 9001),),
     },
+    pools={"gpu": (HostAddress("10.0.0.8", 9000), HostAddress("10.0.0.9", 9000))},
+    models=(
+        ModelRoute(
+            model=ModelName("acme", "digits"),
+            pools=(("default", 9), ("gpu", 1)),
+            mirror_pool="gpu",
+        ),
+    ),
     origins=("https://app.example.org",),
     jwks=(JWK,),
     denied_keys=frozenset({"tenants/acme/apiKeys/2", "tenants/acme/apiKeys/1"}),

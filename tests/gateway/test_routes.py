@@ -1,0 +1,213 @@
+"""Which pool answers the calls about a model, through the real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from servery.errors import ApiError
+from servery.gateway.v1 import route_pb2 as pb
+from servery.gateway.v1 import route_pb2_grpc as pb_grpc
+from servery.inference.v1 import grpc_service_pb2 as oip
+from servery_gateway import xds_pool
+from servery_gateway.ads import SERVICE
+from servery_gateway.control_plane import control_plane
+from servery_gateway.snapshot import ROUTES
+from tests.gateway.conftest import Backend, Stack, backend, running_stack, settings_for
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+OIP = "/inference.GRPCInferenceService"
+INFER = f"{OIP}/ModelInfer"
+DIGITS = "tenants/default/models/digits"
+
+
+@dataclass(frozen=True)
+class Pools:
+    stack: Stack
+    gpu: Backend
+
+    @property
+    def cpu(self) -> Backend:
+        return self.stack.backends["inference"]
+
+    @property
+    def routes(self) -> Any:
+        return pb_grpc.RouteServiceStub(self.stack.platform)
+
+    async def set(self, name: str = DIGITS, mirror: str = "", **weights: int) -> pb.Route:
+        route = pb.Route(name=name, mirror_pool=mirror)
+        route.pools.extend(pb.WeightedPool(pool=p, weight=w) for p, w in weights.items())
+        response = await self.routes.SetRoute(pb.SetRouteRequest(route=route))
+        return pb.Route.FromString(response.route.SerializeToString())
+
+    async def infer(self, token: str, model: str = "digits") -> str:
+        """Call a model; return the pool that answered."""
+        self.cpu.metadata.clear()
+        self.gpu.metadata.clear()
+        await self.stack.call(INFER, token, oip.ModelInferRequest(model_name=model))
+        return "default" if self.cpu.metadata else "gpu"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pools(module_directory: Path) -> AsyncIterator[Pools]:
+    settings = settings_for(
+        module_directory, inference_pools=(f"gpu=unix:{module_directory}/gpu.sock",)
+    )
+    async with (
+        backend("inference", module_directory / "gpu.sock") as gpu,
+        control_plane(settings),
+        running_stack(settings, module_directory) as stack,
+    ):
+        yield Pools(stack, gpu)
+
+
+async def test_a_model_goes_to_its_pool_and_the_others_stay(pools: Pools) -> None:
+    token = await pools.stack.token(infer=["*"])
+    assert await pools.infer(token) == "default"
+    await pools.set(gpu=1)
+    assert await pools.infer(token) == "gpu"
+    assert await pools.infer(token, "cats") == "default"
+    name = oip.ModelMetadataRequest(name="digits")
+    await pools.stack.call(f"{OIP}/ModelMetadata", token, name)
+    assert f"{OIP}/ModelMetadata" in pools.gpu.metadata
+    await pools.stack.call(
+        f"{OIP}/ModelStreamInfer", token, oip.ModelInferRequest(model_name="digits")
+    )
+    assert f"{OIP}/ModelStreamInfer" in pools.gpu.metadata
+    await pools.set()
+    assert await pools.infer(token) == "default"
+
+
+async def test_a_caller_cannot_choose_the_pool(pools: Pools) -> None:
+    token = await pools.stack.token(infer=["cats"])
+    await pools.set(gpu=1)
+    pools.gpu.metadata.clear()
+    await pools.stack.call(
+        INFER, token, oip.ModelInferRequest(model_name="cats"), [("x-servery-model", "digits")]
+    )
+    assert not pools.gpu.metadata
+    await pools.set()
+
+
+async def test_a_canary_gets_its_share_and_no_call_fails_for_a_change(pools: Pools) -> None:
+    token = await pools.stack.token(infer=["*"])
+    stop = asyncio.Event()
+    answered: list[str] = []
+
+    async def call() -> None:
+        while not stop.is_set():
+            answered.append(await pools.infer(token))
+
+    traffic = asyncio.create_task(call())
+    for _ in range(10):
+        await pools.set(default=1, gpu=1)
+        await pools.set(default=3, gpu=1)
+    stop.set()
+    await traffic
+    shares = [await pools.infer(token) for _ in range(100)]
+    assert 5 <= shares.count("gpu") <= 50
+    await pools.set()
+
+
+async def test_a_mirror_sees_what_it_does_not_answer(pools: Pools, build: Any) -> None:
+    token = await pools.stack.token(infer=["*"])
+    await pools.set(default=1, mirror="gpu")
+    pools.gpu.metadata.clear()
+    await pools.stack.call(INFER, token, oip.ModelInferRequest(model_name="digits"))
+    await build.until(lambda: asyncio.sleep(0, INFER in pools.gpu.metadata))
+    await pools.set()
+
+
+async def test_a_route_is_told_as_it_was_set(pools: Pools) -> None:
+    stored = await pools.set(default=9, gpu=1)
+    got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
+    assert got.route == stored
+    other = "tenants/default/models/zebra"
+    await pools.set(other, gpu=1)
+    first = await pools.routes.ListRoutes(pb.ListRoutesRequest(page_size=1))
+    second = await pools.routes.ListRoutes(
+        pb.ListRoutesRequest(page_size=1, page_token=first.next_page_token)
+    )
+    assert [r.name for r in (*first.routes, *second.routes)] == [DIGITS, other]
+    assert list(first.pools) == ["default", "gpu"]
+    for name in (DIGITS, other):
+        await pools.set(name)
+    got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
+    assert [(p.pool, p.weight) for p in got.route.pools] == [("default", 1)]
+    assert not (await pools.routes.ListRoutes(pb.ListRoutesRequest())).routes
+
+
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [
+        pytest.param({"name": "digits"}, "route.name", id="no model"),
+        pytest.param({"pools": [("tpu", 1)]}, "route.pools[0].pool", id="no pool"),
+        pytest.param({"pools": [("gpu", 0)]}, "route.pools[0].weight", id="no weight"),
+        pytest.param({"pools": [("gpu", 1), ("gpu", 2)]}, "route.pools[1].pool", id="twice"),
+        pytest.param({"mirror_pool": "tpu"}, "route.mirror_pool", id="no mirror"),
+    ],
+)
+async def test_a_malformed_route_is_refused(
+    pools: Pools, route: dict[str, Any], field: str
+) -> None:
+    shares = [pb.WeightedPool(pool=p, weight=w) for p, w in route.pop("pools", [])]
+    asked = pb.Route(**{"name": DIGITS, "pools": shares, **route})
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await pools.routes.SetRoute(pb.SetRouteRequest(route=asked))
+    assert ApiError.of(caught.value).metadata["field"] == field
+
+
+async def test_only_administrators_of_the_platform_route(pools: Pools) -> None:
+    await pools.stack.new_key("acme", admin=["*"])
+    token = await pools.stack.token("acme", admin=["*"])
+    path = "/servery.gateway.v1.RouteService/GetRoute"
+    request = pb.GetRouteRequest(name="tenants/acme/models/a")
+    error = await pools.stack.refusal(path, token, request)
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    await pools.stack.call(path, await pools.stack.token(admin=["*"]), request)
+
+
+async def test_a_route_that_an_envoy_refuses_is_rolled_back(pools: Pools) -> None:
+    request_class = xds_pool.message_class("envoy.service.discovery.v3.DiscoveryRequest")
+    response_class = xds_pool.message_class("envoy.service.discovery.v3.DiscoveryResponse")
+
+    def ask(**more: Any) -> Any:
+        request: Any = request_class(type_url=ROUTES, resource_names=["public"])
+        request.response_nonce = more.get("nonce", "")
+        request.error_detail.message = more.get("refuse", "")
+        if "refuse" not in more:
+            request.ClearField("error_detail")
+        return request
+
+    stream: Any = pools.stack.platform.stream_stream(
+        f"/{SERVICE}/StreamAggregatedResources",
+        request_class.SerializeToString,
+        response_class.FromString,
+    )()
+    await stream.write(ask())
+    first = await stream.read()
+    await stream.write(ask(nonce=first.nonce))
+    setting = asyncio.create_task(pools.set(gpu=1))
+    offered = await asyncio.wait_for(stream.read(), 5)
+    await stream.write(ask(nonce=offered.nonce, refuse="no such luck"))
+    back = await asyncio.wait_for(stream.read(), 5)
+    assert back.version_info == first.version_info
+    await stream.write(ask(nonce=back.nonce))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await setting
+    error = ApiError.of(caught.value)
+    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.reason == "ERROR_REASON_CONFIGURATION_REJECTED"
+    assert error.metadata["problem"] == "no such luck"
+    stream.cancel()
+    got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
+    assert [share.pool for share in got.route.pools] == ["default"]
+    assert await pools.infer(await pools.stack.token(infer=["*"])) == "default"
