@@ -4,6 +4,7 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import http.client
 import json
@@ -381,6 +382,39 @@ async def test_a_client_that_hangs_up_harms_nobody(client: Client) -> None:
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
     assert (await client.post(INFER, SIMPLE))["id"] == "7"
+
+
+async def test_a_body_in_a_hundred_thousand_pieces_is_a_body(client: Client) -> None:
+    body = json.dumps(SIMPLE).encode()
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 100_000 + body) + b"0\r\n\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    answer = await exchange(client, f"{head}Connection: close\r\n\r\n".encode() + pieces)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_headers_without_an_end_are_cut_off(client: Client) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\n".encode()
+    answer = await exchange(client, head + b"x: y\r\n" * 200_000)
+    assert answer.startswith(b"HTTP/1.1 431") or answer == b""
+    assert (await client.post(INFER, SIMPLE))["id"] == "7"
+
+
+async def exchange(client: Client, data: bytes) -> bytes:
+    """Send bytes; return what comes back until the connection ends."""
+    host, port = client.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(data)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(writer.drain(), 20)
+        try:
+            return await asyncio.wait_for(reader.read(), 20)
+        except ConnectionError:
+            return b""
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def test_timing_on_request(client: Client) -> None:

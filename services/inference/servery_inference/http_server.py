@@ -10,6 +10,8 @@ from typing import Any
 
 import uvicorn
 
+from servery_inference.http_limits import BoundedHttpProtocol
+
 
 @asynccontextmanager
 async def serving_http(app: Any, listen: str, drain_s: float) -> AsyncIterator[str]:
@@ -28,7 +30,7 @@ async def serving_http(app: Any, listen: str, drain_s: float) -> AsyncIterator[s
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -143,6 +143,7 @@ class InferenceServicer:
             requests,
             self._endpoint,
             partial(authorize_infer, context),
+            deadline=_deadline(context),
             ends_on_failure=asks(context, FAILURE_HEADER),
         )
         async with aclosing(answers):

@@ -28,6 +28,7 @@ async def answer_stream(
     endpoint: InferEndpoint,
     authorize: Authorize,
     *,
+    deadline: float | None,
     ends_on_failure: bool,
 ) -> AsyncGenerator[bytes]:
     """Answer serialized `ModelInferRequest`s by serialized `ModelStreamInferResponse`s.
@@ -36,12 +37,13 @@ async def answer_stream(
         messages: The requests.
         endpoint: Answers each.
         authorize: Raises to refuse a request.
+        deadline: When the caller stops waiting for the stream, by `time.monotonic`; None for never.
         ends_on_failure: Whether a request that fails while it runs ends the stream.
 
     Raises:
         ServeryError: A request failed, if that ends the stream.
     """
-    stream = _Stream(endpoint, authorize, ends_on_failure=ends_on_failure)
+    stream = _Stream(endpoint, authorize, deadline, ends_on_failure=ends_on_failure)
     async with aclosing(stream.answers(messages)) as answers:
         async for answer in answers:
             yield answer
@@ -49,8 +51,14 @@ async def answer_stream(
 
 class _Stream:
     def __init__(
-        self, endpoint: InferEndpoint, authorize: Authorize, *, ends_on_failure: bool
+        self,
+        endpoint: InferEndpoint,
+        authorize: Authorize,
+        deadline: float | None,
+        *,
+        ends_on_failure: bool,
     ) -> None:
+        self._deadline = deadline
         self._endpoint = endpoint
         self._authorize = authorize
         self._ends_on_failure = ends_on_failure
@@ -93,7 +101,7 @@ class _Stream:
 
     async def _answer(self, request: InferRequest) -> bytes:
         try:
-            answer = await self._endpoint.infer(request)
+            answer = await self._endpoint.infer(request, self._deadline)
             encoded = await self._endpoint.encode(request, answer, _FINAL)
         except ServeryError as error:
             if self._ends_on_failure:
