@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Final, Self
 
 from servery_inference.engine import LoadFailedError
@@ -18,6 +18,7 @@ from servery_inference.engine import LoadFailedError
 _START_S: Final = 30.0
 _IDLE_S: Final = 2.0
 _MAX_WORDS: Final = 300
+_MAX_VERDICT_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Sandbox:
 
     def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
-        self._process: Process | None = None
+        self._process: Popen[bytes] | None = None
         self._turn = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
 
@@ -76,15 +77,12 @@ class Sandbox:
         return int(verdict.get("memory_bytes", 0))
 
     async def _verdict(self, graph: Path) -> dict[str, Any]:
-        process = self._process or await self._start()
-        self._process = process
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("the throw-away process has no pipes")
+        if self._process is None:
+            self._process = await asyncio.to_thread(self._start)
+        process = self._process
         try:
             async with asyncio.timeout(self._limits.wall_s + _START_S):
-                process.stdin.write(json.dumps({"graph": str(graph)}).encode() + b"\n")
-                await process.stdin.drain()
-                line = await process.stdout.readline()
+                line = await asyncio.to_thread(_asked, process, graph)
         except TimeoutError:
             raise LoadFailedError(
                 f"the graph takes longer to load than the {self._limits.wall_s:g} s that"
@@ -98,12 +96,16 @@ class Sandbox:
             raise LoadFailedError("the throw-away process that opens graphs ended") from None
         return verdict if isinstance(verdict, dict) else {}
 
-    async def _start(self) -> Process:
+    def _start(self) -> "Popen[bytes]":
+        # Not by the event loop: that of libuv forks in a way that grpc objects to.
         # -I and cwd: nothing beside a model is importable. No environment: it needs no secret.
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-m", "servery_inference.admission"),
-            *("--memory-bytes", str(self._limits.memory_bytes)),
-            *("--cpu-s", str(max(1, round(self._limits.wall_s)))),
+        limits = self._limits
+        return Popen(  # noqa: S603  it is this program
+            [
+                *(sys.executable, "-I", "-m", "servery_inference.admission"),
+                *("--memory-bytes", str(limits.memory_bytes)),
+                *("--cpu-s", str(max(1, round(limits.wall_s)))),
+            ],
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,
@@ -113,16 +115,33 @@ class Sandbox:
         )
 
     def _dismiss(self) -> None:
-        if self._process and self._process.stdin and not self._turn.locked():
-            self._process.stdin.close()
-            self._process = None
+        if not self._turn.locked():
+            process, self._process = self._process, None
+            _kill(process)
 
     async def _end(self) -> None:
         if self._idle:
             self._idle.cancel()
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # With the fork that may be running.
-        await process.wait()
+        await asyncio.to_thread(_kill, process)
+
+
+def _asked(process: "Popen[bytes]", graph: Path) -> bytes:
+    if process.stdin is None or process.stdout is None:
+        return b""
+    process.stdin.write(json.dumps({"graph": str(graph)}).encode() + b"\n")
+    process.stdin.flush()
+    return process.stdout.readline(_MAX_VERDICT_BYTES)
+
+
+def _kill(process: "Popen[bytes] | None") -> None:
+    """End the process, with the fork that may be running; it has nothing to lose."""
+    if process is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
