@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as pb
+from servery_inference.bfloat16 import from_float32
 from servery_inference.classification import classify
 from servery_inference.request import Output
 from tests.inference import graphs
@@ -87,9 +88,33 @@ async def test_a_label_file_that_cannot_be_read_fails_the_load(
         pytest.param(np.array([True, False]), ["1:0", "0:1"], id="truths"),
         pytest.param(np.array([5, 255], "u1"), ["255:1", "5:0"], id="unsigned"),
         pytest.param(np.array([1, np.inf, np.nan], "<f2"), ["inf:1", "1.000000:0", "nan:2"]),
+        pytest.param(np.zeros(0, "<f4"), [], id="none"),
     ],
 )
 def test_values_of_every_kind_are_ordered(values: Any, expected: list[str]) -> None:
-    classes = classify(Output("y", "", values), 3, (), "m")
+    classes = classify(Output("y", "", values), 3, (), "m", is_batched=False)
     assert classes.value.tolist() == expected
     assert classes.value.shape == (len(expected),)
+
+
+def test_bits_of_bf16_are_numbers() -> None:
+    bits = from_float32(np.array([1.5, -2, 3], "<f4"))
+    classes = classify(Output("y", "BF16", bits), 2, (), "m", is_batched=False)
+    assert classes.value.tolist() == ["3.000000:2", "1.500000:0"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_batched", "expected"),
+    [
+        ((2, 3, 2), True, (2, 4)),
+        ((2, 3, 2), False, (4,)),
+        ((2,), True, (2, 1)),
+        ((0, 3), True, (0, 3)),
+        ((), False, (1,)),
+    ],
+)
+def test_all_axes_but_the_batch_are_one_list(
+    shape: tuple[int, ...], is_batched: bool, expected: tuple[int, ...]
+) -> None:
+    output = Output("y", "FP32", np.ones(shape, "<f4"))
+    assert classify(output, 4, (), "m", is_batched=is_batched).value.shape == expected

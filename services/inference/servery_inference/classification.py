@@ -1,5 +1,6 @@
 """The classification extension: the top classes of an output instead of its values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -7,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from servery.inference.v1 import model_config_pb2 as pb
+from servery_inference import bfloat16
 from servery_inference.engine import LoadFailedError
 from servery_inference.request import Array, InferenceRequestInvalidError, Output
 
@@ -33,17 +35,20 @@ def read_labels(config: pb.ModelConfig, folders: Sequence[Path]) -> dict[str, li
     }
 
 
-def classify(output: Output, num_classes: int, labels: Sequence[str], model: str) -> Output:
+def classify(
+    output: Output, num_classes: int, labels: Sequence[str], model: str, *, is_batched: bool
+) -> Output:
     """Return the greatest values as texts `value:index[:label]`, greatest first.
 
     Args:
-        output: Its first axis is the batch, if it has more than one.
+        output: Its values.
         num_classes: How many to return of each row, if there are as many.
         labels: By index; there may be fewer than classes.
         model: Its name on the wire.
+        is_batched: Whether the first axis is the batch; all others are one list of classes.
 
     Raises:
-        InferenceRequestInvalidError: The values are texts, or have no axis.
+        InferenceRequestInvalidError: The values are texts.
     """
     value = output.value
     if value.dtype.kind == "O":
@@ -51,13 +56,20 @@ def classify(output: Output, num_classes: int, labels: Sequence[str], model: str
             f"output '{output.name}' of model '{model}' is BYTES, of which there are no classes",
             model,
         )
-    rows = value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
+    if output.datatype == "BF16":
+        value = bfloat16.to_float32(value)
+    is_batched = is_batched and value.ndim > 0
+    rows = (
+        value.reshape(len(value), math.prod(value.shape[1:]))
+        if is_batched
+        else value.reshape(1, -1)
+    )
     count = min(num_classes, rows.shape[1])
     classes = np.empty((len(rows), count), object)
     for row, values in enumerate(rows):
         for place, index in enumerate(_greatest(values, count)):
             classes[row, place] = _shown(values, int(index), labels)
-    return Output(output.name, "BYTES", classes if value.ndim > 1 else classes[0], output.region)
+    return Output(output.name, "BYTES", classes if is_batched else classes[0], output.region)
 
 
 def _greatest(values: Array, count: int) -> Array:

@@ -81,6 +81,7 @@ def parse(
         _check_parameter(key, parameter, model)
     inputs = _inputs(request, raws)
     texts = sum(len(t.raw) for t in inputs if t.raw is not None and t.datatype == "BYTES")
+    shares = any(tensor.region for tensor in inputs)
     placements = {
         output.name: placement
         for output in request.outputs
@@ -95,6 +96,7 @@ def parse(
         parsed_bytes + texts,
         _terms(request.parameters) if request.parameters else NO_TERMS,
         placements,
+        shares or any(placement.region for placement in placements.values()),
     )
 
 

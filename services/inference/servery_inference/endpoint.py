@@ -9,10 +9,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from servery_inference.classification import Labels, classify
+from servery_inference.classification import classify
 from servery_inference.codec import decode, encode
 from servery_inference.repository import Repository
 from servery_inference.request import Answer, InferRequest, Output, Placement
+from servery_inference.servable import Servable
 from servery_inference.shared_memory import SharedMemory
 from servery_inference.tensors import to_raw
 from servery_rpc.errors import UnsupportedError
@@ -73,7 +74,7 @@ class InferEndpoint:
             if not request.placements:
                 return answer
             placed = await asyncio.to_thread(
-                _placed, request, answer.outputs, servable.labels, self._memory
+                _placed, request, answer.outputs, servable, self._memory
             )
             return replace(answer, outputs=placed)
 
@@ -110,15 +111,18 @@ def _gathered(request: InferRequest, memory: SharedMemory) -> InferRequest:
 def _placed(
     request: InferRequest,
     outputs: Sequence[Output],
-    labels: Labels,
+    servable: Servable,
     memory: SharedMemory | None,
 ) -> list[Output]:
     placed: list[Output] = []
     for output in outputs:
         placement = request.placements.get(output.name, _PLAIN)
         if placement.num_classes:
-            names = labels.get(output.name, ())
-            output = classify(output, placement.num_classes, names, request.model)
+            names = servable.labels.get(output.name, ())
+            is_batched = servable.config.max_batch_size > 0
+            output = classify(
+                output, placement.num_classes, names, request.model, is_batched=is_batched
+            )
         if placement.region and memory:
             raw = to_raw(output.value)
             memory.write(placement.region, raw, output.name)

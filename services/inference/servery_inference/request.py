@@ -111,12 +111,8 @@ class InferRequest:
     placements: Mapping[str, Placement] = field(default_factory=dict)
     """By name of output; those that are wanted as they are, in the answer, are absent."""
 
-    @property
-    def shares_memory(self) -> bool:
-        """Whether an input or output is in shared memory."""
-        return any(tensor.region for tensor in self.inputs) or any(
-            placement.region for placement in self.placements.values()
-        )
+    shares_memory: bool = False
+    """Whether an input or output is in shared memory."""
 
     def num_elements(self) -> int:
         """Count the elements of all inputs, as their shapes claim."""
