@@ -235,7 +235,7 @@ class DirectorySource:
         try:
             return await self._names()
         except OSError as error:
-            log.error("the model repository cannot be read: %s", error.strerror)
+            log.error("the model repository cannot be read: %s", error.strerror or error)
             return []
 
     async def _names(self) -> list[str]:
@@ -254,7 +254,7 @@ class DirectorySource:
             try:
                 await self._names()
             except OSError as error:
-                return f"failed to load '{model}', {error.strerror}"
+                return f"failed to load '{model}', {error.strerror or error}"
             root, found = await asyncio.to_thread(self._look, model, overrides or Overrides())
             if found is None:
                 return f"failed to load '{model}', failed to poll from model repository"
@@ -306,7 +306,7 @@ class DirectorySource:
                 for model in {*known, *self._repository.models()}:
                     await self._refresh(model)
             except OSError as error:
-                log.error("the model repository cannot be polled: %s", error.strerror)
+                log.error("the model repository cannot be polled: %s", error.strerror or error)
 
     def _want(self, model: str, root: Path, found: FoundModel) -> None:
         revisions = found.revisions()

@@ -58,7 +58,7 @@ class Mirror:
         try:
             return cls(from_url(url), root)
         except (BaseError, ValueError) as error:
-            raise OSError(0, f"the object store of model_repository: {_words(error)}") from None
+            raise OSError(f"the object store of model_repository: {_words(error)}") from None
 
     def refresh(self) -> None:
         """Bring the directory to what the store holds now.
@@ -76,8 +76,10 @@ class Mirror:
                     self._known[path] = stamp
             for path in sorted(set(self._known) - set(wanted)):
                 self._drop(path)
-        except BaseError as error:
-            raise OSError(0, f"the object store of model_repository: {_words(error)}") from None
+        except (BaseError, FileNotFoundError, PermissionError) as error:
+            if isinstance(error, OSError) and error.errno:  # Of this machine, not of the store.
+                raise
+            raise OSError(f"the object store of model_repository: {_words(error)}") from None
         finally:
             self._remember()
 
@@ -104,7 +106,7 @@ class Mirror:
                 for chunk in obstore.get(self._store, path).stream(min_chunk_size=_CHUNK_BYTES):
                     file.write(chunk)
             if arriving.stat().st_size != size_bytes:
-                raise OSError(0, f"object {path!r} changed while it was read")
+                raise OSError(f"object {path!r} changed while it was read")
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             arriving.replace(target)
         finally:
