@@ -150,6 +150,27 @@ def first_row() -> bytes:
     return model([node], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [zero])
 
 
+def running_sum() -> bytes:
+    """`y` is `x` INT32 [batch, 1] plus the state `sum_in`; `y` is `sum_out` too.
+
+    `start`, `end`, `ready` FP32 [batch, 1] and `id` UINT64 [batch, 1] come out as they came in.
+    """
+    flags = ("start", "end", "ready")
+    row = ("batch", 1)
+    inputs = [value("x", "INT32", row), value("sum_in", "INT32", row), value("id", "UINT64", row)]
+    outputs = [value("y", "INT32", row), value("sum_out", "INT32", row)]
+    nodes = [
+        helper.make_node("Add", ["x", "sum_in"], ["y"]),
+        helper.make_node("Identity", ["y"], ["sum_out"]),
+        helper.make_node("Identity", ["id"], ["id_out"]),
+        *[helper.make_node("Identity", [flag], [f"{flag}_out"]) for flag in flags],
+    ]
+    inputs += [value(flag, "FP32", row) for flag in flags]
+    outputs += [value("id_out", "UINT64", row)]
+    outputs += [value(f"{flag}_out", "FP32", row) for flag in flags]
+    return model(nodes, inputs, outputs)
+
+
 def npz(
     inputs: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float = 1e-5
 ) -> bytes:

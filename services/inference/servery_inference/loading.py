@@ -31,8 +31,10 @@ from servery_inference.golden import Golden
 from servery_inference.model_config import GRAPH, GivenConfig, offered, resolve
 from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
 from servery_inference.queueing import Room
+from servery_inference.response_cache import CachedRunner, ResponseCache
 from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
+from servery_inference.sequences import SequencePlan, Sequences
 from servery_inference.servable import Servable
 from servery_inference.statistics import ModelStatistics
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
@@ -86,6 +88,7 @@ class Loader:
         settings: How sessions run whose config does not say otherwise.
         ledger: What models may use of memory.
         room: What may wait for its turn.
+        cache: Keeps answers.
         threads: What brings models up, and what runs them.
         sandbox: Where graphs are opened first that nobody vouches for; None to trust them.
     """
@@ -95,6 +98,7 @@ class Loader:
         settings: EngineSettings,
         ledger: MemoryLedger,
         room: Room,
+        cache: ResponseCache,
         threads: "_Threads",
         sandbox: Sandbox | None = None,
     ) -> None:
@@ -102,6 +106,7 @@ class Loader:
         self._sandbox = sandbox
         self._ledger = ledger
         self._room = room
+        self._cache = cache
         self._threads = threads
         self._held: dict[Servable, int] = {}
 
@@ -112,12 +117,14 @@ class Loader:
         settings: EngineSettings,
         memory_limit_bytes: int | None = None,
         max_waiting_requests: int = MAX_WAITING_REQUESTS,
+        response_cache_bytes: int = 0,
         sandbox: Sandbox | None = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
         with _threads(usable_cores()) as threads:
             ledger = MemoryLedger(memory_limit_bytes)
-            yield cls(settings, ledger, Room(max_waiting_requests), threads, sandbox)
+            room, cache = Room(max_waiting_requests), ResponseCache(response_cache_bytes)
+            yield cls(settings, ledger, room, cache, threads, sandbox)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
@@ -136,7 +143,7 @@ class Loader:
             LoadFailedError: It must not answer requests.
         """
         if bundle.config.is_ensemble:
-            return _ensemble(model, version, bundle, lease)
+            return self._ensemble(model, version, bundle, lease)
         try:
             options = ModelOptions.of(bundle.config.message, self._settings)
         except OptionsUnsupportedError as error:
@@ -158,6 +165,7 @@ class Loader:
     def release(self, servable: Servable) -> None:
         """Take back the memory of a servable that answers nobody any more."""
         self._ledger.release(self._held.pop(servable, 0))
+        self._cache.drop(servable.statistics)
 
     async def _prepared(self, model: str, bundle: Bundle, options: ModelOptions) -> Prepared:
         # ONNX Runtime's own threads inherit the priority of the one that makes the session, and
@@ -175,25 +183,36 @@ class Loader:
         costs = Costs.of(warmth.inline_elements, warmth.points)
         execution = Execution(prepared.engine, costs, threads.watchdog, executor)
         config = prepared.config
-        outputs = [output.name for output in config.output]
+        states = [state.output_name for state in config.sequence_batching.state]
+        outputs = list(dict.fromkeys([*[output.name for output in config.output], *states]))
         policy = BatchPolicy.of(config)
+        sequences = None
+        if config.HasField("sequence_batching"):
+            sequences = SequencePlan.of(config, prepared.engine.signature)
 
         def make_runner(statistics: ModelStatistics) -> Runner:
-            return Batcher(
+            batcher = Batcher(
                 model, outputs, execution, policy, statistics, self._room, options.instances
             )
+            if sequences is not None:
+                return Sequences(model, sequences, batcher, self._room)
+            return self._cached(config, batcher, statistics)
 
         return Servable(model, version, config, prepared.labels, make_runner)
 
+    def _ensemble(self, model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
+        config = ensembles.complete(model, bundle.config.message)
+        plan = Plan.of(config)
 
-def _ensemble(model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
-    config = ensembles.complete(model, bundle.config.message)
-    plan = Plan.of(config)
+        def make_runner(statistics: ModelStatistics) -> Runner:
+            return self._cached(config, Ensemble(config, plan, lease, statistics), statistics)
 
-    def make_runner(statistics: ModelStatistics) -> Runner:
-        return Ensemble(config, plan, lease, statistics)
+        return Servable(model, version, config, {}, make_runner)
 
-    return Servable(model, version, config, {}, make_runner)
+    def _cached(self, config: ModelConfig, runner: Runner, statistics: ModelStatistics) -> Runner:
+        if config.response_cache.enable and self._cache.max_bytes:
+            return CachedRunner(self._cache, runner, statistics)
+        return runner
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ axis.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -127,6 +127,7 @@ def resolve(
     config = pb.ModelConfig()
     config.CopyFrom(given.message)
     _check_names(model, config)
+    graph = _without_sequence_tensors(config, graph)
     _complete_batching(config, given, graph, auto_max_batch_size)
     _complete_tensors(
         "input", config.input, graph.inputs, graph.optional_inputs, config.max_batch_size
@@ -135,6 +136,20 @@ def resolve(
     _check_optional(config, graph)
     _fill_in(model, config, options)
     return config
+
+
+def _without_sequence_tensors(config: pb.ModelConfig, graph: Signature) -> Signature:
+    """Leave out what the server itself feeds and keeps: signals and states of sequences."""
+    batching = config.sequence_batching
+    fed = {control.name for control in batching.control_input}
+    fed |= {state.input_name for state in batching.state}
+    written = {output.name for output in config.output}
+    kept = {state.output_name for state in batching.state} - written
+    return replace(
+        graph,
+        inputs={name: tensor for name, tensor in graph.inputs.items() if name not in fed},
+        outputs={name: tensor for name, tensor in graph.outputs.items() if name not in kept},
+    )
 
 
 def offered(config: pb.ModelConfig) -> Signature:

@@ -61,7 +61,13 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         if settings.admission:
             sandbox = await stack.enter_async_context(Sandbox.open(settings.admission))
         loader = stack.enter_context(
-            Loader.open(settings.engine, settings.model_memory_limit_bytes, sandbox=sandbox)
+            Loader.open(
+                settings.engine,
+                settings.model_memory_limit_bytes,
+                settings.max_waiting_requests,
+                settings.response_cache_bytes,
+                sandbox,
+            )
         )
         repository = await stack.enter_async_context(Repository(loader))
         stack.enter_context(exported(repository, REGISTRY))

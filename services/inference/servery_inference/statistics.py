@@ -80,7 +80,7 @@ class BatchDurations:
     compute_output: Duration = field(default_factory=Duration)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ModelStatistics:
     """The totals of one version."""
 
