@@ -21,13 +21,14 @@ class Watchdog:
     """Watches the runs of one thread, one at a time.
 
     Args:
-        limit_s: After how long a run is ended, within twice that time.
+        limit_s: After how long a run is ended, within twice that time if it has the processor.
     """
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._options = ort.RunOptions()
         self._since: float | None = None
+        self._clock: int | None = None
         self._stop = threading.Event()
 
     @classmethod
@@ -46,6 +47,8 @@ class Watchdog:
     def watch(self, run: Callable[[ort.RunOptions], T]) -> T:
         """Call `run` with options that end it when it overstays."""
         self._options.terminate = False
+        if self._clock is None:
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         self._since = time.monotonic()
         try:
             return run(self._options)
@@ -53,8 +56,15 @@ class Watchdog:
             self._since = None
 
     def _watch(self) -> None:
+        seen: float | None = None
+        used_s = 0.0
         while not self._stop.wait(self._limit_s):
-            since = self._since
-            if since is not None and time.monotonic() - since > self._limit_s:
+            since, clock = self._since, self._clock
+            if since is None or clock is None:
+                continue
+            now_s = time.clock_gettime(clock)
+            if since != seen:
+                seen, used_s = since, now_s
+            elif now_s - used_s > self._limit_s / 2:
                 # Should the run have ended this moment, the next one is ended: it is repeated too.
                 self._options.terminate = True
