@@ -87,6 +87,7 @@ SAMPLE: Final[Mapping[str, Sequence[str]]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # It takes 25 s on two cores that have nothing else to do.
 async def test_every_operator_that_the_runtime_supports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

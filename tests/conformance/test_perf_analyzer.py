@@ -1,7 +1,7 @@
 """Triton's perf_analyzer, the native program, measures this server as it measures Triton.
 
-It lies in `.venv-perf`, which `make test` makes, beside a library that it needs; one more comes
-from Debian's package libb64-0d.
+It lies in `.venv-perf`, which `make test` makes, beside the libraries that it needs; one of them is
+there only if Debian's package libb64-0d could be had.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery.inference.v1 import grpc_service_pb2_grpc as pb_grpc
@@ -24,8 +26,9 @@ from tests.inference import graphs
 
 ENVIRONMENT: Final = Path(__file__).parents[2] / ".venv-perf"
 PROGRAM: Final = ENVIRONMENT / "bin" / "perf_analyzer"
-LIBRARIES: Final = next(
-    iter(ENVIRONMENT.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib")), Path()
+LIBRARIES: Final = (
+    *ENVIRONMENT.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"),
+    *ENVIRONMENT.glob("usr/lib/*"),
 )
 REQUESTS: Final = 50
 MEASURE: Final = (
@@ -57,6 +60,40 @@ ensemble_scheduling {
 }
 """
 
+RUNNING_TOTAL: Final = """
+max_batch_size: 8
+input [{ name: "x" data_type: TYPE_INT32 dims: [ 1 ] }]
+output [{ name: "total" data_type: TYPE_INT32 dims: [ 1 ] }]
+sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  oldest { max_candidate_sequences: 64 }
+  control_input [{
+    name: "start"
+    control [{ kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] }]
+  }]
+  state [{
+    input_name: "before" output_name: "after" data_type: TYPE_INT32 dims: [ 1 ]
+    initial_state { name: "zero" data_type: TYPE_INT32 dims: [ 1 ] zero_data: true }
+  }]
+}
+"""
+
+
+def running_total() -> bytes:
+    """`total` is the sum of all `x` of a sequence so far, kept between `after` and `before`."""
+    one = numpy_helper.from_array(np.array([1], np.int32), "one")
+    nodes = [
+        helper.make_node("Sub", ["one", "start"], ["goes_on"]),
+        helper.make_node("Mul", ["before", "goes_on"], ["kept"]),
+        helper.make_node("Add", ["kept", "x"], ["total"]),
+        helper.make_node("Identity", ["total"], ["after"]),
+    ]
+    inputs, outputs = (
+        [graphs.value(name, "INT32", ["batch", 1]) for name in names]
+        for names in (("x", "start", "before"), ("total", "after"))
+    )
+    return graphs.model(nodes, inputs, outputs, [one])
+
 
 def problem() -> str:
     """Why the program cannot run here; empty if it can."""
@@ -74,7 +111,7 @@ def problem() -> str:
 
 
 def environment() -> dict[str, str]:
-    return {"LD_LIBRARY_PATH": str(LIBRARIES), "PATH": os.environ["PATH"]}
+    return {"LD_LIBRARY_PATH": ":".join(map(str, LIBRARIES)), "PATH": os.environ["PATH"]}
 
 
 PROBLEM: Final = problem()
@@ -110,6 +147,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "models"
     graphs.store(root, "simple", graphs.add_and_subtract())
     graphs.store(root, "texts", graphs.identity("BYTES"))
+    graphs.store(root, "running_total", running_total())
+    (root / "running_total" / "config.pbtxt").write_text(RUNNING_TOTAL)
     (root / "twice" / "1").mkdir(parents=True)
     (root / "twice" / "config.pbtxt").write_text(TWICE)
     return root
@@ -125,6 +164,12 @@ def root(tmp_path: Path) -> Path:
         pytest.param("simple", ("--request-rate-range", "200"), id="a rate"),
         pytest.param("simple", ("--trace-level", "TIMESTAMPS"), id="traces"),
         pytest.param("twice", (), id="a pipeline of models"),
+        pytest.param("running_total", ("--sequence-length", "5"), id="sequences"),
+        pytest.param(
+            "running_total",
+            ("--streaming", "--concurrency-range", "4", "--sequence-length", "5"),
+            id="sequences in streams",
+        ),
         pytest.param("texts", ("--shape", "x:2", "--string-length", "9"), id="texts"),
         pytest.param(
             "simple", ("--grpc-compression-algorithm", "gzip", "--async"), id="compression"
