@@ -9,7 +9,12 @@ from servery.connection import Connection
 from servery.trainer.v1 import dataset_pb2 as pb
 from servery.trainer.v1 import dataset_pb2_grpc as pb_grpc
 
-FORMATS: Final = {".csv": pb.DATASET_FORMAT_CSV, ".npz": pb.DATASET_FORMAT_NPZ}
+FORMATS: Final = {
+    ".csv": pb.DATASET_FORMAT_CSV,
+    ".jsonl": pb.DATASET_FORMAT_JSON_LINES,
+    ".npz": pb.DATASET_FORMAT_NPZ,
+    ".parquet": pb.DATASET_FORMAT_PARQUET,
+}
 """File name suffix to the format it means."""
 
 CHUNK_BYTES: Final = 1 << 20
@@ -26,7 +31,7 @@ class Datasets:
         self._stub = pb_grpc.DatasetServiceStub(connection.channel)
 
     def upload(self, path: Path) -> pb.Dataset:
-        """Store the file at `path` as a dataset; `.csv` and `.npz` are understood.
+        """Store the file at `path` as a dataset; its suffix says how it is read, see `FORMATS`.
 
         Raises:
             ValueError: The name has another suffix.

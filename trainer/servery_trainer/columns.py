@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
-from servery_trainer import tables
+from servery_trainer import sources, tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
 
 DATE_PATTERN: Final = (
@@ -104,7 +104,7 @@ def infer_types(
     if not columns:
         return {}
     found = {name: Census() for name in columns}
-    for block in tables.read_blocks(path, header, columns):
+    for block in sources.read_blocks(path, header, columns):
         for census, cells in zip(found.values(), block.columns, strict=True):
             census.add(cells)
     return {name: census.type() for name, census in found.items()}

@@ -61,9 +61,11 @@ class Upload:
             FieldInvalidError: A field is malformed.
         """
         parent = TenantName.parse(header.parent, "header.parent")
-        if header.format not in (pb.DATASET_FORMAT_CSV, pb.DATASET_FORMAT_NPZ):
+        if header.format not in pb.DatasetFormat.values()[1:]:
             raise FieldInvalidError(
-                "header.format", header.format, "be DATASET_FORMAT_CSV or DATASET_FORMAT_NPZ"
+                "header.format",
+                header.format,
+                f"be one of {', '.join(pb.DatasetFormat.keys()[1:])}",
             )
         if len(header.display_name) > _MAX_DISPLAY_NAME:
             rule = f"have at most {_MAX_DISPLAY_NAME} characters"

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
-from servery_trainer import archives, columns, tables
+from servery_trainer import archives, columns, sources, tables
+from servery_trainer.data_errors import DatasetInvalidError, Problem
 
 _MOST_DISTINCT: Final = 10_000
 _ARRAY_TYPES: Final = {
@@ -42,24 +43,30 @@ def inspect(path: Path, format: dataset_pb2.DatasetFormat.ValueType) -> DatasetI
             or repeated columns, or arrays of objects.
     """
     readers: dict[int, Callable[[Path], DatasetInfo]] = {
-        dataset_pb2.DATASET_FORMAT_CSV: _inspect_csv,
+        **{table: partial(_inspect_table, format=table) for table in sources.FORMATS},
         dataset_pb2.DATASET_FORMAT_NPZ: _inspect_npz,
     }
     return readers[format](path)
 
 
-def _inspect_csv(path: Path) -> DatasetInfo:
-    header = tables.read_header(path)
+def _inspect_table(path: Path, format: int) -> DatasetInfo:  # noqa: A002
+    found = sources.sniff(path)
+    if found != format:
+        name = dataset_pb2.DatasetFormat.Name(found)
+        raise DatasetInvalidError(
+            Problem.MALFORMED, f"the file is empty or looks like {name}; give its format as that"
+        )
+    header = sources.read_header(path)
     summaries = [_ColumnSummary() for _ in header]
     rows = 0
-    for block in tables.read_blocks(path, header):
+    for block in sources.read_blocks(path, header):
         rows += len(block.columns[0])
         for summary, cells in zip(summaries, block.columns, strict=True):
             summary.add(cells)
     if not rows:
         raise tables.no_rows()
-    found = (summary.column(name, rows) for name, summary in zip(header, summaries, strict=True))
-    return DatasetInfo(row_count=rows, columns=tuple(found))
+    listed = (summary.column(name, rows) for name, summary in zip(header, summaries, strict=True))
+    return DatasetInfo(row_count=rows, columns=tuple(listed))
 
 
 def _inspect_npz(path: Path) -> DatasetInfo:

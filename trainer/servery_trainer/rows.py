@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
-from servery_trainer import archives, columns, tables
+from servery_trainer import archives, columns, sources, tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
 from servery_trainer.tasks import ImageTask, TextTask
 
@@ -82,7 +82,7 @@ def read_table(
         DatasetInvalidError: A column is missing or named like an output of the model, a feature
             holds something that is not of its type, or a row has no class.
     """
-    header = tables.read_header(path)
+    header = sources.read_header(path)
     features = features or tuple(name for name in header if name != target)
     _check_columns(header, features, target)
     inferred = columns.infer_types(
@@ -91,7 +91,7 @@ def read_table(
     types = [column_types.get(name) or inferred[name] for name in features]
     parts: list[list[NDArray[Any]]] = [[] for _ in features]
     targets: list[str] = []
-    for block in tables.read_blocks(path, header, [*features, target]):
+    for block in sources.read_blocks(path, header, [*features, target]):
         *cells, classes = block.columns
         if classes.null_count:
             row = block.first_row + classes.is_null().to_pylist().index(True)

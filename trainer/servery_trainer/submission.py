@@ -97,9 +97,13 @@ class Submissions:
 
     async def _check(self, spec: Spec) -> None:
         dataset = await asyncio.to_thread(self._datasets.get, spec.dataset)
-        if dataset.format != spec.task.dataset_format:
-            needed = dataset_pb2.DatasetFormat.Name(spec.task.dataset_format)
-            rule = f"be a {needed} dataset for this task"
+        if dataset.format not in spec.task.dataset_formats:
+            names = map(_format_name, sorted(spec.task.dataset_formats))
+            rule = f"be a dataset of {' or '.join(names)} for this task"
             raise FieldInvalidError("training_job.spec.dataset", spec.dataset, rule)
         async with self._checks:
             await asyncio.to_thread(load_examples, spec, self._datasets.path(spec.dataset))
+
+
+def _format_name(known: int) -> str:
+    return dataset_pb2.DatasetFormat.Name(dataset_pb2.DatasetFormat.ValueType(known))

@@ -66,11 +66,16 @@ def read_header(path: Path) -> tuple[str, ...]:
         raise DatasetInvalidError(
             Problem.TOO_LARGE, f"the file has {len(names)} columns; the limit is {MAX_COLUMNS}"
         )
-    _check_names(names)
+    check_names(names)
     return names
 
 
-def _check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of columns that cannot be used.
+
+    Raises:
+        DatasetInvalidError: One is empty, repeated, too long or no printable text.
+    """
     seen: set[str] = set()
     for position, name in enumerate(names, start=1):
         if not name:
@@ -138,7 +143,7 @@ def read_blocks(
                 yield Block(
                     row + skipped,
                     tuple(
-                        _cells(array, row + skipped, name)
+                        clean(array, row + skipped, name)
                         for name, array in zip(wanted, arrays, strict=True)
                     ),
                 )
@@ -171,15 +176,22 @@ def no_rows() -> DatasetInvalidError:
     return DatasetInvalidError(Problem.EMPTY, "the file has a header line but no rows")
 
 
-def _cells(array: Any, first_row: int, column: str) -> Any:
-    """Decode and trim the cells of a column, and turn empty ones into nulls."""
+def clean(array: Any, first_row: int, column: str) -> Any:
+    """Decode and trim the cells of a column, and turn empty ones into nulls.
+
+    Raises:
+        DatasetInvalidError: A cell is no UTF-8 text or holds a NUL character.
+    """
+    array = pc.cast(array, pa.binary())  # from here on, a cast checks the encoding
     try:
         text = pc.cast(array, pa.string())
         has_nul = pc.any(pc.match_substring(text, "\0")).as_py()
     except pa.ArrowInvalid:
         has_nul = True
     if has_nul:
-        row = first_row + next(i for i, cell in enumerate(array) if not _is_text(cell.as_py()))
+        row = first_row + next(
+            i for i, cell in enumerate(array) if not _is_text(cell.as_py() or b"")
+        )
         raise DatasetInvalidError(
             Problem.MALFORMED,
             f"row {row}, column {column!r} is not UTF-8 text; save the file as UTF-8",

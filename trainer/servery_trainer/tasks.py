@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
+from servery_trainer import sources
 from servery_trainer.columns import is_date
 from servery_trainer.fields import count, known
 
@@ -62,7 +63,7 @@ class TabularTask:
     fill: Fill = Fill()
 
     name: ClassVar = "tabular_classification"
-    dataset_format: ClassVar = dataset_pb2.DATASET_FORMAT_CSV
+    dataset_formats: ClassVar = sources.FORMATS
 
     @classmethod
     def parse(cls, task: pb.TabularClassification, path: str) -> Self:
@@ -109,7 +110,7 @@ class ImageTask:
     duplicates: pb.DuplicatePolicy.ValueType
 
     name: ClassVar = "image_classification"
-    dataset_format: ClassVar = dataset_pb2.DATASET_FORMAT_NPZ
+    dataset_formats: ClassVar = frozenset({dataset_pb2.DATASET_FORMAT_NPZ})
 
     @classmethod
     def parse(cls, task: pb.ImageClassification, path: str) -> Self:
@@ -143,7 +144,7 @@ class TextTask:
     vocabulary_size: int
 
     name: ClassVar = "text_classification"
-    dataset_format: ClassVar = dataset_pb2.DATASET_FORMAT_CSV
+    dataset_formats: ClassVar = sources.FORMATS
 
     @classmethod
     def parse(cls, task: pb.TextClassification, path: str) -> Self:

@@ -19,6 +19,17 @@ class Missing(StrEnum):
     REFUSE = "refuse"
     DROP_ROWS = "drop-rows"
     IMPUTE_MEDIAN = "impute-median"
+    IMPUTE_MODE = "impute-mode"
+    IMPUTE_CONSTANT = "impute-constant"
+
+
+class ColumnKind(StrEnum):
+    """What a column is."""
+
+    NUMERIC = "numeric"
+    TEXT = "text"
+    BOOLEAN = "boolean"
+    DATE = "date"
 
 
 class Duplicates(StrEnum):
@@ -34,6 +45,9 @@ class Family(StrEnum):
 
     DENSE = "dense"
     CONVOLUTIONAL = "convolutional"
+    EMBEDDING = "embedding"
+    RECURRENT = "recurrent"
+    TRANSFORMER = "transformer"
 
 
 def train(
@@ -41,7 +55,9 @@ def train(
     file: Annotated[
         Path,
         typer.Argument(
-            exists=True, dir_okay=False, help="A table (.csv) or labelled images (.npz)."
+            exists=True,
+            dir_okay=False,
+            help="A table (.csv, .jsonl, .parquet) or labelled images (.npz).",
         ),
     ],
     model: Annotated[str, typer.Option(help="Id of the model to publish, such as churn.")],
@@ -51,12 +67,21 @@ def train(
     features: Annotated[
         str | None, typer.Option(help="Columns to learn from, by commas; default: all others.")
     ] = None,
+    column_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type", help="COLUMN=numeric, text, boolean or date, if it looks otherwise."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Learn from the words of this column, and no other.")
+    ] = None,
     images: Annotated[str, typer.Option(help="Array with the images.")] = "images",
     missing: Annotated[Missing, typer.Option(help="Rows with an empty cell.")] = Missing.REFUSE,
     duplicates: Annotated[Duplicates, typer.Option(help="Repeated rows.")] = Duplicates.REFUSE,
     family: Annotated[
         Family | None,
-        typer.Option(help="Default: dense for tables, convolutional for images."),
+        typer.Option(help="Default: dense for tables and texts, convolutional for images."),
     ] = None,
     max_epochs: Annotated[int, typer.Option(help="Most epochs; 0: the server's default.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Rows per step; 0: the server's default.")] = 0,
@@ -82,24 +107,28 @@ def train(
             ),
             publication=pb.Publication(model=servery.models.name(model), alias=alias),
         )
+        gaps = pb.MissingPolicy.Value(f"MISSING_POLICY_{missing.name}")
         repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
-        if dataset.format == dataset_pb2.DATASET_FORMAT_CSV:
-            if target is None:
-                raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
-            spec.tabular_classification.target = target
+        if dataset.format != dataset_pb2.DATASET_FORMAT_NPZ and target is None:
+            raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
+        if text is not None:
+            spec.text_classification.text = text
+            spec.text_classification.target = target or ""
+            spec.text_classification.missing = gaps
+            spec.text_classification.duplicates = repeated
+        elif dataset.format != dataset_pb2.DATASET_FORMAT_NPZ:
+            spec.tabular_classification.target = target or ""
             spec.tabular_classification.features.extend(features.split(",") if features else [])
-            spec.tabular_classification.missing = pb.MissingPolicy.Value(
-                f"MISSING_POLICY_{missing.name}"
-            )
+            for column, kind in map(_column_type, column_type or []):
+                spec.tabular_classification.column_types[column] = kind
+            spec.tabular_classification.missing = gaps
             spec.tabular_classification.duplicates = repeated
         else:
             spec.image_classification.images = images
             spec.image_classification.labels = target or ""
             spec.image_classification.duplicates = repeated
-        if family is Family.DENSE:
-            spec.dense.SetInParent()
-        elif family is Family.CONVOLUTIONAL:
-            spec.convolutional.SetInParent()
+        if family is not None:
+            getattr(spec, family.value).SetInParent()
         job = servery.jobs.create(spec)
         err.print(f"job {short(job.name)}", markup=False)
         if not detach:
@@ -108,3 +137,11 @@ def train(
         print_json(as_dict(job))
     else:
         out.print(f"follow it with: servery jobs watch {short(job.name)}")
+
+
+def _column_type(option: str) -> tuple[str, dataset_pb2.ColumnType.ValueType]:
+    column, _, kind = option.rpartition("=")
+    if not column or kind not in list(ColumnKind):
+        names = ", ".join(ColumnKind)
+        raise typer.BadParameter(f"--type {option}: give COLUMN=KIND, KIND one of {names}")
+    return column, dataset_pb2.ColumnType.Value(f"COLUMN_TYPE_{kind.upper()}")

@@ -32,6 +32,14 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """Comma-separated UTF-8 text; the first line names the columns. Empty cells are missing values."""
     DATASET_FORMAT_NPZ: _DatasetFormat.ValueType  # 2
     """NumPy's archive of named arrays, without object arrays; the first axis of each is the row."""
+    DATASET_FORMAT_PARQUET: _DatasetFormat.ValueType  # 3
+    """Apache Parquet, with columns of numbers, text, booleans, dates or times, none nested. NaN and
+    null are missing values.
+    """
+    DATASET_FORMAT_JSON_LINES: _DatasetFormat.ValueType  # 4
+    """One JSON object of numbers, texts, booleans and nulls per line, in UTF-8. Nulls, blank texts
+    and keys that a line lacks are missing values.
+    """
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """How the bytes of a dataset are to be read."""
@@ -42,6 +50,14 @@ DATASET_FORMAT_CSV: DatasetFormat.ValueType  # 1
 """Comma-separated UTF-8 text; the first line names the columns. Empty cells are missing values."""
 DATASET_FORMAT_NPZ: DatasetFormat.ValueType  # 2
 """NumPy's archive of named arrays, without object arrays; the first axis of each is the row."""
+DATASET_FORMAT_PARQUET: DatasetFormat.ValueType  # 3
+"""Apache Parquet, with columns of numbers, text, booleans, dates or times, none nested. NaN and
+null are missing values.
+"""
+DATASET_FORMAT_JSON_LINES: DatasetFormat.ValueType  # 4
+"""One JSON object of numbers, texts, booleans and nulls per line, in UTF-8. Nulls, blank texts
+and keys that a line lacks are missing values.
+"""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 class _ColumnType:
@@ -107,7 +123,7 @@ class Dataset(_message.Message):
     """Number of rows, the header not counted. Set by the server."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]:
-        """The columns of a CSV file or the arrays of an NPZ file, in their order. Set by the server."""
+        """The columns of a table or the arrays of an NPZ file, in their order. Set by the server."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -134,7 +150,7 @@ Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
 class Column(_message.Message):
-    """One column of a CSV file, or one array of an NPZ file. All set by the server."""
+    """One column of a table, or one array of an NPZ file. All set by the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

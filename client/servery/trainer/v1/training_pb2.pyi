@@ -399,7 +399,7 @@ class TrainingSpec(_message.Message):
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
     @_builtins.property
     def tabular_classification(self) -> Global___TabularClassification:
-        """Rows of a table with a class each, from a CSV dataset."""
+        """Rows of a table with a class each, from a dataset in CSV, Parquet or JSON Lines."""
 
     @_builtins.property
     def image_classification(self) -> Global___ImageClassification:
@@ -407,7 +407,7 @@ class TrainingSpec(_message.Message):
 
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
-        """Texts with a class each, from a CSV dataset."""
+        """Texts with a class each, from a dataset in CSV, Parquet or JSON Lines."""
 
     @_builtins.property
     def dense(self) -> Global___DenseFamily:
