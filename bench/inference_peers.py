@@ -53,7 +53,7 @@ from servery.inference.v1 import grpc_service_pb2 as pb
 HERE: Final = Path(__file__).parent
 PEERS: Final = ("mlserver", "kserve", "pytriton")
 SHAPES: Final[Mapping[str, tuple[int, ...]]] = {"dense": (1, SIZES[0]), "conv": (1, 3, 64, 64)}
-REQUESTS: Final = {"dense": 1500, "conv": 240}
+REQUESTS: Final = {"dense": 600, "conv": 120}
 CONCURRENCY: Final = (1, 8, 32)
 START_S: Final = 90
 FLOOR: Final = "session.run"
