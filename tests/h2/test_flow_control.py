@@ -105,6 +105,20 @@ async def test_a_large_response_waits_for_window_and_then_arrives_whole(start: S
         assert (await wire.headers(1))["grpc-status"] == "0"
 
 
+async def test_small_responses_respect_the_window_of_the_connection(start: Start) -> None:
+    serving = await start()
+    async with connected(serving.address, {frames.INITIAL_WINDOW_SIZE: 1 << 20}) as wire:
+        ids = range(1, 21, 2)
+        await wire.send(b"".join(call(stream_id, bytes(10_000)) for stream_id in ids))
+        await wire.send(frames.ping(b"12345678"))
+        received = 0
+        while (frame := await wire.next()) is not None and frame.kind != frames.PING:
+            received += len(frame.payload) if frame.kind == frames.DATA else 0
+        assert received == frames.DEFAULT_WINDOW
+        await wire.send(frames.window_update(0, 1 << 20))
+        assert (await wire.headers(ids[-1])).keys() <= {"grpc-status"}
+
+
 async def test_a_small_call_overtakes_a_large_response_that_waits(start: Start) -> None:
     serving = await start()
     async with connected(serving.address) as wire:
