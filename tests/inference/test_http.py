@@ -158,7 +158,7 @@ VALUES: dict[str, list[Any]] = {
     "FP16": [0.5, -65504.0],
     "FP32": [0.5, 3],
     "FP64": [1e300, -0.1],
-    "BYTES": ["héllo", ""],
+    "BYTES": ["héllo \U0001f600", ""],
 }
 
 
@@ -245,6 +245,7 @@ def first(**fields: Any) -> dict[str, Any]:
         pytest.param(b"{", id="no JSON"),
         pytest.param(b"[" * 100_000, id="nested too deep"),
         pytest.param(b"\xff\xfe", id="no Unicode"),
+        pytest.param(b'{"id": "\\ud800"}', id="half a character"),
         pytest.param([1], id="an array"),
         pytest.param(changed(id=5), id="id"),
         pytest.param(changed(inputs={}), id="inputs"),

@@ -4,6 +4,7 @@ The object becomes the message that gRPC carries, so that both are read and chec
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,7 @@ from servery_inference.tensor_parameters import region_values
 from servery_inference.tensors import to_raw
 from servery_rpc.errors import FieldInvalidError
 
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _BINARY_SIZE: Final = "binary_data_size"
 _BINARY: Final = "binary_data"
 _BINARY_DEFAULT: Final = "binary_data_output"
@@ -113,7 +115,9 @@ def parse_object(text: bytes) -> dict[str, Any]:
         FieldInvalidError: It is none.
     """
     try:
-        fields = json.loads(text) if text.strip() else {}
+        fields = json.loads(text.decode()) if text.strip() else {}
+        if _SURROGATE.search(text):  # Half of a character escapes what checks the text itself.
+            json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         problem = str(error)[:80] or "it is nested too deep"
         raise FieldInvalidError("body", f"{len(text)} bytes", f"be JSON: {problem}") from None

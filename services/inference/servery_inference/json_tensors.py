@@ -80,10 +80,7 @@ def _exact(data: list[Any]) -> Array:
 def _text(element: Any, name: str, model: str) -> bytes:
     if not isinstance(element, str):
         raise _invalid(name, model, "has data that is not BYTES: a JSON string for each element")
-    try:
-        encoded = element.encode()
-    except UnicodeEncodeError:
-        raise _invalid(name, model, "has a text that is not Unicode") from None
+    encoded = element.encode()
     return _LENGTH.pack(len(encoded)) + encoded
 
 
