@@ -12,11 +12,10 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from servery.gateway.v1 import quota_pb2_grpc, route_pb2_grpc, usage_pb2_grpc
 from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
+from servery_gateway.audit import AuditLog, audited
 from servery_gateway.certificate import CertificateFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
@@ -34,6 +33,7 @@ from servery_gateway.route_store import RouteStore
 from servery_gateway.routing import Routing
 from servery_gateway.secret_files import load_or_create, make_private_directory
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
+from servery_gateway.services import public_services
 from servery_gateway.settings import GatewaySettings
 from servery_gateway.signing_keys import SigningKeys
 from servery_gateway.store import Store
@@ -41,7 +41,7 @@ from servery_gateway.translation import GatewayState
 from servery_gateway.usage import day_of
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
-from servery_rpc.server import RunningServer, Service, serving
+from servery_rpc.server import RunningServer, serving
 
 log = logging.getLogger(__name__)
 
@@ -89,21 +89,19 @@ async def control_plane(
     await data_plane.refresh()
     meter = Meter(usage, now)
     access_log = AccessLog(meter.record)
+    audit_log = await asyncio.to_thread(AuditLog, settings.data_dir / "audit.jsonl")
+
+    def audit(servicer: Any) -> Any:
+        return audited(servicer, audit_log, now)
+
     services = (
-        *_services(keyring),
-        Service(
-            "servery.gateway.v1.UsageService",
-            lambda s: usage_pb2_grpc.add_UsageServiceServicer_to_server(
-                UsageServicer(store, usage), s
-            ),
-        ),
-        Service(
-            "servery.gateway.v1.QuotaService",
-            lambda s: quota_pb2_grpc.add_QuotaServiceServicer_to_server(QuotaServicer(quotas), s),
-        ),
-        Service(
-            "servery.gateway.v1.RouteService",
-            lambda s: route_pb2_grpc.add_RouteServiceServicer_to_server(RouteServicer(routing), s),
+        *public_services(
+            auth=AuthServicer(keyring),
+            tenants=audit(TenantServicer(keyring)),
+            keys=audit(ApiKeyServicer(keyring)),
+            usage=UsageServicer(store, usage),
+            quotas=audit(QuotaServicer(quotas)),
+            routes=audit(RouteServicer(routing)),
         ),
         ads.service,
         access_log.service,
@@ -122,6 +120,7 @@ async def control_plane(
                 ads.close()
                 await access_log.close()
     finally:
+        audit_log.close()
         engine.dispose()
 
 
@@ -180,22 +179,5 @@ def _state(settings: GatewaySettings) -> GatewayState:
             exchanges_per_minute=settings.key_exchanges_per_minute,
             tenant_per_second=settings.tenant_requests_per_second,
             owners={},
-        ),
-    )
-
-
-def _services(keyring: Keyring) -> tuple[Service, ...]:
-    return (
-        Service(
-            "servery.gateway.v1.AuthService",
-            lambda s: pb_grpc.add_AuthServiceServicer_to_server(AuthServicer(keyring), s),
-        ),
-        Service(
-            "servery.gateway.v1.TenantService",
-            lambda s: pb_grpc.add_TenantServiceServicer_to_server(TenantServicer(keyring), s),
-        ),
-        Service(
-            "servery.gateway.v1.ApiKeyService",
-            lambda s: pb_grpc.add_ApiKeyServiceServicer_to_server(ApiKeyServicer(keyring), s),
         ),
     )

@@ -1,0 +1,48 @@
+"""The services of servery.gateway.v1, by the names of the contracts."""
+
+from servery.gateway.v1 import gateway_pb2_grpc, quota_pb2_grpc, route_pb2_grpc, usage_pb2_grpc
+from servery_gateway.quota_servicer import QuotaServicer
+from servery_gateway.route_servicer import RouteServicer
+from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
+from servery_gateway.usage_servicer import UsageServicer
+from servery_rpc.server import Service
+
+_PACKAGE = "servery.gateway.v1"
+
+
+def public_services(
+    *,
+    auth: AuthServicer,
+    tenants: TenantServicer,
+    keys: ApiKeyServicer,
+    usage: UsageServicer,
+    quotas: QuotaServicer,
+    routes: RouteServicer,
+) -> tuple[Service, ...]:
+    """Return what the control plane serves to callers, through Envoy."""
+    return (
+        Service(
+            f"{_PACKAGE}.AuthService",
+            lambda server: gateway_pb2_grpc.add_AuthServiceServicer_to_server(auth, server),
+        ),
+        Service(
+            f"{_PACKAGE}.TenantService",
+            lambda server: gateway_pb2_grpc.add_TenantServiceServicer_to_server(tenants, server),
+        ),
+        Service(
+            f"{_PACKAGE}.ApiKeyService",
+            lambda server: gateway_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, server),
+        ),
+        Service(
+            f"{_PACKAGE}.UsageService",
+            lambda server: usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server),
+        ),
+        Service(
+            f"{_PACKAGE}.QuotaService",
+            lambda server: quota_pb2_grpc.add_QuotaServiceServicer_to_server(quotas, server),
+        ),
+        Service(
+            f"{_PACKAGE}.RouteService",
+            lambda server: route_pb2_grpc.add_RouteServiceServicer_to_server(routes, server),
+        ),
+    )
