@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -130,6 +131,52 @@ async def test_explicit_serves_what_it_is_told_to(tmp_path: Path) -> None:
         assert error.message == "Request for unknown model: 'a' has no available versions"
         await load(channel, "a")
         assert await added(channel, "a") == 0
+
+
+def write_chain(root: Path, name: str, step: str) -> None:
+    """An ensemble of one step: it answers as `step` does."""
+    io = "data_type: TYPE_FP32 dims: 2"
+    write_config(
+        root,
+        name,
+        f"""platform: "ensemble" max_batch_size: 8
+        input {{ name: "x" {io} }} output {{ name: "y" {io} }}
+        ensemble_scheduling {{ step {{ model_name: "{step}" model_version: -1
+          input_map {{ key: "x" value: "x" }} output_map {{ key: "y" value: "y" }} }} }}""",
+    )
+    (root / name / "1").mkdir()
+
+
+async def test_an_ensemble_brings_its_steps_and_takes_them_along(tmp_path: Path) -> None:
+    graphs.store(tmp_path, "m", graphs.plus(1))
+    graphs.store(tmp_path, "n", graphs.plus(2))
+    write_chain(tmp_path, "chain", "m")
+    write_chain(tmp_path, "started", "n")
+    async with explicit(tmp_path, "started") as channel:
+        assert await added(channel, "started") == 2
+        assert ("m", "1") not in await index(channel)
+        await load(channel, "chain")
+        assert await added(channel, "chain") == 1
+        await unload(channel, "chain")
+        await until(channel, {("chain", "1"): UNLOADED, ("m", "1"): READY})
+        await load(channel, "chain")
+        await unload(channel, "chain", unload_dependents=True)
+        await until(channel, {("chain", "1"): UNLOADED, ("m", "1"): UNLOADED})
+
+
+async def test_ensembles_of_each_other_are_refused_without_end(tmp_path: Path) -> None:
+    write_chain(tmp_path, "a", "b")
+    write_chain(tmp_path, "b", "a")
+    write_chain(tmp_path, "self", "self")
+    async with explicit(tmp_path) as channel:
+        for model in ("a", "self"):
+            await asyncio.wait_for(failure_or_nothing(load(channel, model)), 20)
+            await unload(channel, model, unload_dependents=True)
+
+
+async def failure_or_nothing(call: Any) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await call
 
 
 async def test_explicit_with_a_star_serves_everything(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, Self
+from weakref import WeakValueDictionary
 
 from servery.inference.v1 import model_config_pb2 as pb
 from servery_inference import model_config
@@ -66,6 +67,10 @@ class FoundModel:
             number: (str(self.folder), self.versions[number], written, self.problem)
             for number in chosen(self.config.message.version_policy, sorted(self.versions))
         }
+
+    def steps(self) -> set[str]:
+        """Return the names of the models that an ensemble is made of."""
+        return {step.model_name for step in self.config.message.ensemble_scheduling.step}
 
 
 def chosen(policy: pb.ModelVersionPolicy, numbers: Sequence[int]) -> list[int]:
@@ -189,7 +194,7 @@ class DirectorySource:
         self._repository = repository
         self._scratch = scratch
         self._overrides: dict[str, Path] = {}
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     @asynccontextmanager
@@ -247,15 +252,27 @@ class DirectorySource:
     async def load(self, model: str, overrides: Overrides | None = None) -> str:
         """Load a model, or reload it if its files or its config changed; wait for the end.
 
+        What an ensemble is made of is loaded before it, where it does not serve.
+
         Returns:
             Why it, or a version of it, is not served as wanted; empty if all is well.
         """
-        async with self._loading.setdefault(model, asyncio.Lock()):
-            try:
-                await self._names()
-            except OSError as error:
-                return f"failed to load '{model}', {error.strerror or error}"
-            root, found = await asyncio.to_thread(self._look, model, overrides or Overrides())
+        try:
+            await self._names()
+        except OSError as error:
+            return f"failed to load '{model}', {error.strerror or error}"
+        return await self._load(model, overrides or Overrides(), frozenset())
+
+    async def _load(self, model: str, overrides: Overrides, before: frozenset[str]) -> str:
+        before |= {model}
+        for step in sorted(await asyncio.to_thread(self._steps, model, overrides) - before):
+            if self._repository.ready_versions(step):
+                continue
+            if problem := await self._load(step, Overrides(), before):
+                return problem
+        lock = self._loading.setdefault(model, asyncio.Lock())
+        async with lock:
+            root, found = await asyncio.to_thread(self._look, model, overrides)
             if found is None:
                 return f"failed to load '{model}', failed to poll from model repository"
             revisions = found.revisions()
@@ -273,13 +290,15 @@ class DirectorySource:
 
     def unload(self, model: str, *, dependents: bool = False) -> None:
         """Begin to unload a model; with `dependents`, also what an ensemble is made of."""
-        steps: set[str] = set()
-        for servable in self._repository.servables():
-            if dependents and servable.model == model:
-                steps |= {step.model_name for step in servable.config.ensemble_scheduling.step}
-        self._repository.drop(model)
-        for step in steps:
-            self.unload(step, dependents=True)
+        waiting, seen = {model}, set[str]()
+        while waiting:
+            seen.add(name := waiting.pop())
+            if dependents:
+                for servable in self._repository.servables():
+                    if servable.model == name:
+                        steps = servable.config.ensemble_scheduling.step
+                        waiting |= {step.model_name for step in steps} - seen
+            self._repository.drop(name)
 
     async def _begin(self, load_models: Sequence[str]) -> None:
         known = await self._names()
@@ -287,9 +306,24 @@ class DirectorySource:
             for model in load_models:
                 if model not in known:
                     log.error("load_model: the repository has no model %r", model)
-            known = [model for model in known if model in load_models]
+            known = await asyncio.to_thread(self._closure, [m for m in known if m in load_models])
         for model in known:
             await self._refresh(model)
+
+    def _steps(self, model: str, overrides: Overrides) -> set[str]:
+        found = find(self._root, model)
+        if overrides.config is not None:
+            found = FoundModel(self._root / model, {}, overrides.config)
+        return found.steps() if found else set()
+
+    def _closure(self, models: Sequence[str]) -> list[str]:
+        """Add what the ensembles among `models` are made of."""
+        waiting, seen = set(models), set[str]()
+        while waiting:
+            seen.add(name := waiting.pop())
+            if found := find(self._root, name):
+                waiting |= found.steps() - seen
+        return sorted(seen)
 
     async def _refresh(self, model: str) -> None:
         found = await asyncio.to_thread(find, self._root, model)
