@@ -6,8 +6,9 @@ from typing import Any, Final
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference.access import VISIBLE, Context, authorize, caller, may
-from servery_inference.directory import DirectorySource, Overrides, is_safe_path
+from servery_inference.directory import DirectorySource, Overrides
 from servery_inference.engine import LoadFailedError
+from servery_inference.layout import is_safe_path
 from servery_inference.model_config import GivenConfig
 from servery_inference.repository import IndexEntry, Repository
 from servery_inference.request import shown
