@@ -88,7 +88,7 @@ def attack(port: int) -> None:
         if number // len(prepared) % 2:  # Every second round dies anywhere.
             payload = payload[: random.randrange(len(payload))]  # noqa: S311
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as sock:
-            sock.settimeout(2)
+            sock.settimeout(0.5)
             sock.sendall(payload)
             while sock.recv(1 << 16):
                 pass
