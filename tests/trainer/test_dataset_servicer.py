@@ -50,6 +50,15 @@ async def test_the_same_bytes_are_the_same_dataset(client: Client, tmp_path: Pat
     assert len((await datasets(client)).datasets) == len(files(tmp_path)) == 1
 
 
+async def test_a_table_may_be_json_lines(client: Client) -> None:
+    lines = b'{"day": "2024-02-29", "ok": true}\n{"day": null, "ok": false}\n'
+    dataset = await client.upload(lines, format=pb.DATASET_FORMAT_JSON_LINES)
+    assert dataset.row_count == 2
+    day, ok = dataset.columns
+    assert (day.type, day.missing_count) == (pb.COLUMN_TYPE_DATE, 1)
+    assert ok.type == pb.COLUMN_TYPE_BOOLEAN
+
+
 async def test_tenants_do_not_share_datasets(client: Client) -> None:
     dataset = await client.upload(parent="tenants/acme")
     assert dataset.name.startswith("tenants/acme/")

@@ -172,8 +172,8 @@ def _unreadable(error: Exception, ragged: Sequence[Any]) -> DatasetInvalidError:
 
 
 def no_rows() -> DatasetInvalidError:
-    """Say that a file ends after its header."""
-    return DatasetInvalidError(Problem.EMPTY, "the file has a header line but no rows")
+    """Say that a file names columns and holds nothing else."""
+    return DatasetInvalidError(Problem.EMPTY, "the file names columns but holds no rows")
 
 
 def clean(array: Any, first_row: int, column: str) -> Any:
