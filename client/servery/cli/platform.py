@@ -72,6 +72,7 @@ class Platform:
             self._server(
                 "inference",
                 *("--registry", self.socket("registry")),
+                *("--http-listen", self.socket("http")),
                 *("--cache-dir", str(self.data_dir / "inference")),
                 data_dir=False,
             ),
@@ -82,6 +83,7 @@ class Platform:
                 *(("--registry", self.socket("registry"))),
                 *(("--trainer", self.socket("trainer"))),
                 *(("--inference", self.socket("inference"))),
+                *(("--inference-http", self.socket("http"))),
                 *(
                     ("--public-tls-certificate", str(self.tls_certificate))
                     if self.tls_certificate
