@@ -1,11 +1,13 @@
 """What one request to the inference process costs, beside what it cannot go below.
 
-Measures, in interleaved rounds and under the same load: the inference process with a small dense
-model (784-128-10, FP32, one row), a bare grpc.aio server that answers with a constant of the same
-size, and `session.run` alone in this process. Prints CPU microseconds per request of the serving
-process, user and system, as medians over the rounds. Only ratios within one run mean anything.
+Measures, in interleaved rounds and under the same load: the inference process with one model (a
+dense one, 784-128-10, or a convolution of a few milliseconds; FP32, one row), a bare grpc.aio
+server that answers with a constant of the same size, and `session.run` alone in this process, as
+many at a time as there are cores. Prints CPU microseconds per request of the serving process, user
+and system, and requests per second, as medians over the rounds. Only ratios within one run mean
+anything.
 
-    python bench/inference_small.py [--rounds 5] [--requests 2000] [--concurrency 8]
+    python bench/inference_small.py [--model dense] [--rounds 5] [--requests 2000] [--concurrency 8]
 """
 
 from __future__ import annotations  # grpc's generics exist only in its stubs.
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +36,8 @@ from servery.inference.v1 import grpc_service_pb2 as pb
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 SIZES: Final = (784, 128, 10)
+SHAPES: Final = {"dense": (1, SIZES[0]), "conv": (1, 3, 64, 64)}
+CHANNELS: Final = 32
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -42,21 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000, help="of each server and round")
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--model", choices=SHAPES, default="dense")
     parser.add_argument("--echo", metavar="SOCKET", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.echo:
         uvloop.run(echo(args.echo))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), args.rounds, args.requests, args.concurrency))
+        asyncio.run(measure(Path(folder), args.model, args.rounds, args.requests, args.concurrency))
     return 0
 
 
-async def measure(folder: Path, rounds: int, requests: int, concurrency: int) -> None:
+async def measure(folder: Path, model: str, rounds: int, requests: int, concurrency: int) -> None:
     """Run the rounds and print the table."""
-    graph = folder / "models" / "dense" / "1" / "model.onnx"
+    graph = folder / "models" / model / "1" / "model.onnx"
     graph.parent.mkdir(parents=True)
-    save_dense(graph)
+    {"dense": save_dense, "conv": save_conv}[model](graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -69,29 +75,40 @@ async def measure(folder: Path, rounds: int, requests: int, concurrency: int) ->
         "echo": [__file__, "--echo", addresses["echo"]],
     }
     costs: dict[str, list[float]] = {"session.run": [], "echo": [], "inference": []}
+    rates: dict[str, list[float]] = {name: [] for name in costs}
+    body = request_body(model)
     with running(commands["inference"]) as inference, running(commands["echo"]) as bare:
         pids = {"inference": inference, "echo": bare}
         for address in addresses.values():
-            await load(address, 200, concurrency)  # Warm.
+            await load(address, body, 200, concurrency)  # Warm.
         for _ in range(rounds):
-            costs["session.run"].append(run_alone(session, requests))
+            cost, rate = run_alone(session, SHAPES[model], requests)
+            costs["session.run"].append(cost)
+            rates["session.run"].append(rate)
             for name, pid in pids.items():
-                before = cpu_s(pid)
-                await load(addresses[name], requests, concurrency)
+                before, start = cpu_s(pid), time.perf_counter()
+                await load(addresses[name], body, requests, concurrency)
+                rates[name].append(requests / (time.perf_counter() - start))
                 costs[name].append((cpu_s(pid) - before) / requests * 1e6)
     medians = {name: statistics.median(values) for name, values in costs.items()}
-    write(f"{rounds} rounds of {requests} requests, concurrency {concurrency}, 1 row, intra-op 1")
-    write(f"{'':12} {'CPU µs/request':>15} {'min':>7} {'max':>7} {'÷ echo':>7}")
+    speeds = {name: statistics.median(values) for name, values in rates.items()}
+    write(
+        f"{model}: {rounds} rounds of {requests} requests, concurrency {concurrency}, 1 row,"
+        f" intra-op 1, {os.cpu_count()} cores"
+    )
+    write(f"{'':12} {'CPU µs/request':>15} {'min':>8} {'max':>8} {'÷ echo':>7} {'requests/s':>11}")
     for name, values in costs.items():
-        ratio = medians[name] / medians["echo"]
-        write(f"{name:12} {medians[name]:15.1f} {min(values):7.1f} {max(values):7.1f} {ratio:7.2f}")
+        write(
+            f"{name:12} {medians[name]:15.1f} {min(values):8.1f} {max(values):8.1f}"
+            f" {medians[name] / medians['echo']:7.2f} {speeds[name]:11.0f}"
+        )
     own = medians["inference"] - medians["echo"] - medians["session.run"]
     write(f"of inference, neither transport nor model: {own:.1f} µs")
+    write(f"throughput, of that in process: {speeds['inference'] / speeds['session.run']:.0%}")
 
 
-async def load(address: str, requests: int, concurrency: int) -> None:
-    """Send `requests` requests over one channel, `concurrency` at a time."""
-    body = request_body()
+async def load(address: str, body: bytes, requests: int, concurrency: int) -> None:
+    """Send `body` `requests` times over one channel, `concurrency` at a time."""
     async with grpc.aio.insecure_channel(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), 30)
         call: Any = channel.unary_unary(METHOD)
@@ -125,22 +142,35 @@ async def echo(address: str) -> None:
     await server.wait_for_termination()
 
 
-def request_body() -> bytes:
+def request_body(model: str) -> bytes:
     """A serialized request of one row."""
+    shape = SHAPES[model]
     return pb.ModelInferRequest(
-        model_name="dense",
-        inputs=[{"name": "x", "datatype": "FP32", "shape": [1, SIZES[0]]}],
-        raw_input_contents=[np.ones((1, SIZES[0]), np.float32).tobytes()],
+        model_name=model,
+        inputs=[{"name": "x", "datatype": "FP32", "shape": shape}],
+        raw_input_contents=[np.ones(shape, np.float32).tobytes()],
     ).SerializeToString()
 
 
-def run_alone(session: ort.InferenceSession, requests: int) -> float:
-    """Return the CPU microseconds of one `session.run`."""
-    feed = {"x": np.ones((1, SIZES[0]), np.float32)}
-    start = time.process_time()
-    for _ in range(requests):
-        session.run(["y"], feed)
-    return (time.process_time() - start) / requests * 1e6
+def run_alone(
+    session: ort.InferenceSession, shape: Sequence[int], requests: int
+) -> tuple[float, float]:
+    """Return the CPU microseconds of one `session.run`, and how many a second all cores do."""
+    feed = {"x": np.ones(shape, np.float32)}
+    cores = len(os.sched_getaffinity(0))
+
+    def share(_: int) -> None:
+        for _ in range(requests // cores):
+            session.run(["y"], feed)
+
+    cpu, start = time.process_time(), time.perf_counter()
+    with ThreadPoolExecutor(cores) as threads:
+        list(threads.map(share, range(cores)))
+    done = requests // cores * cores
+    return (
+        (time.process_time() - cpu) / done * 1e6,
+        done / (time.perf_counter() - start),
+    )
 
 
 def cpu_s(pid: int) -> float:
@@ -177,6 +207,29 @@ def save_dense(path: Path) -> None:
         for name, size in (("x", SIZES[0]), ("y", SIZES[-1]))
     ]
     graph = helper.make_graph(nodes, "dense", tensors[:1], tensors[1:], weights)
+    opsets = [helper.make_opsetid("", 18)]
+    save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+
+def save_conv(path: Path) -> None:
+    """Write the model: two convolutions over 64 x 64 points."""
+    random = np.random.default_rng(0)
+    shapes = ((CHANNELS, 3, 3, 3), (CHANNELS, CHANNELS, 3, 3))
+    weights = [
+        numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name)
+        for name, shape in zip(("w0", "w1"), shapes, strict=True)
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    tensors = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *SHAPES["conv"][1:]]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CHANNELS, 1, 1]),
+    ]
+    graph = helper.make_graph(nodes, "conv", tensors[:1], tensors[1:], weights)
     opsets = [helper.make_opsetid("", 18)]
     save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
 

@@ -123,10 +123,12 @@ class Batcher:
             return True
         if self._policy.delay_s:
             return False
+        if self._costs.estimate(size) < _JOINING_PAYS_S:
+            return True
         self._in_turn += 1
         if self._in_turn == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
-        return not self._company or self._costs.estimate(size) < _JOINING_PAYS_S
+        return not self._company
 
     def _end_turn(self) -> None:
         """Remember whether requests come several at a time: then waiting for a turn joins them."""

@@ -12,7 +12,7 @@ SHORT_S: Final = 0.001
 """Runs below this are cheaper than a hand-over to another thread."""
 
 _DOWN: Final = 0.5
-_UP: Final = 0.1
+_UP: Final = 1.1
 _HALF_LIFE_S: Final = 10.0
 _GAIN: Final = 0.9
 
@@ -45,7 +45,8 @@ class Costs:
         known = self._rates.get(bucket)
         if known is not None:
             old = known[0]
-            rate = old + (rate - old) * (_DOWN if rate < old else _UP)
+            # One run that was interrupted must say little, however long it was.
+            rate = old + (rate - old) * _DOWN if rate < old else min(rate, old * _UP)
         self._rates[bucket] = rate, time.monotonic()
 
     def distrust(self) -> None:

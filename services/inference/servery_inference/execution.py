@@ -18,7 +18,7 @@ from servery_inference.watchdog import Watchdog
 _S_PER_NS = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """What one run gave."""
 

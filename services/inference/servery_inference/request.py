@@ -139,9 +139,9 @@ class Output:
     """Where it was written instead of into the answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timing:
-    """Where the time of one request went, in nanoseconds."""
+    """Where the time of one request went, in nanoseconds. It grows on its way to the caller."""
 
     queue_ns: int
     """Its wait for a batch and an instance."""

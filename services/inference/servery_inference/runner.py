@@ -7,7 +7,7 @@ from typing import Protocol
 from servery_inference.request import Array, Terms, Timing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """What a model gave for one request."""
 

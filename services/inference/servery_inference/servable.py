@@ -157,12 +157,7 @@ class Servable:
         rows = len(next(iter(feed.values()))) if self.signature.max_batch_size and feed else 1
         result = await self._runner.run(feed, names, rows, _size(feed), terms, deadline)
         timing = result.timing
-        timing = Timing(
-            timing.queue_ns,
-            timing.compute_input_ns + bind_ns,
-            timing.compute_infer_ns,
-            timing.compute_output_ns,
-        )
+        timing.compute_input_ns += bind_ns
         if not result.is_cached:
             self.statistics.record_request(
                 ok=True,
