@@ -34,6 +34,7 @@ HELD_OUT: Final = 200
 BUNDLE: Final = {
     *("model.onnx", "signature.json", "golden.npz", "metrics.json"),
     *("profile.json", "statistics.json", "lineage.json"),
+    *("curves.png", "confusion.png", "roc.png", "calibration.png"),
 }
 
 out = Console(highlight=False, soft_wrap=True)

@@ -75,16 +75,17 @@ def test_the_signature_names_datatypes_of_the_wire(dtype: str, name: str) -> Non
 def test_a_bundle_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "new" / "bundle"
     with pytest.raises(ValueError, match="nan"):
-        bundle.write(out, onnx.ModelProto(), b"", {"metrics.json": {"loss": float("nan")}})
+        bundle.write(out, onnx.ModelProto(), b"", {"metrics.json": {"loss": float("nan")}}, {})
     (out / "metrics.json").mkdir(parents=True)  # in the way: the third file cannot be written
     with pytest.raises(IsADirectoryError):
-        bundle.write(out, onnx.ModelProto(), b"x", {"metrics.json": {}, "profile.json": {}})
+        bundle.write(out, onnx.ModelProto(), b"x", {"metrics.json": {}, "profile.json": {}}, {})
     assert [path.name for path in out.iterdir()] == ["metrics.json"]
     (out / "metrics.json").rmdir()
-    bundle.write(out, onnx.ModelProto(), b"x", {"metrics.json": {"loss": 1}})
+    bundle.write(out, onnx.ModelProto(), b"x", {"metrics.json": {"loss": 1}}, {"roc.png": b"png"})
     assert sorted(path.name for path in out.iterdir()) == [
         "golden.npz",
         "metrics.json",
         "model.onnx",
+        "roc.png",
     ]
     assert json.loads((out / "metrics.json").read_text()) == {"loss": 1}

@@ -35,6 +35,10 @@ FILES = {
     "profile.json",
     "signature.json",
     "statistics.json",
+    "calibration.png",
+    "confusion.png",
+    "curves.png",
+    "roc.png",
 }
 
 
@@ -204,6 +208,12 @@ class TestFinishedJob:
         statistics = job.document("statistics.json")
         assert statistics["row_count"] == job.result.rows.train
         assert sum(statistics["labels"].values()) == job.result.rows.train
+        importances = job.document("metrics.json")["importances"]
+        assert [entry["input"] for entry in importances] == [
+            importance.input for importance in job.result.importances
+        ]
+        inputs = {tensor["name"] for tensor in job.document("signature.json")["inputs"]}
+        assert {entry["input"] for entry in importances} == (inputs if len(inputs) > 1 else set())
         lineage = job.document("lineage.json")
         assert lineage["split"]["train"]["row_count"] == job.result.rows.train
         assert lineage["libraries"]["onnxruntime"] == ort.__version__

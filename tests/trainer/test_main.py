@@ -52,6 +52,10 @@ async def test_a_real_job_ends_in_a_proven_version(tmp_path: Path, registry: str
         "metrics.json",
         "profile.json",
         "statistics.json",
+        "calibration.png",
+        "confusion.png",
+        "curves.png",
+        "roc.png",
         "lineage.json",
     }
 

@@ -1,4 +1,4 @@
-"""The seven files of a version, as docs/reference/bundle.md describes them.
+"""The files of a version, as docs/reference/bundle.md describes them.
 
 Shape suffixes: B rows, K classes.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from servery_trainer.evaluation import Evaluation
 from servery_trainer.examples import Examples
+from servery_trainer.explanation import Importance
 from servery_trainer.parity import Parity
 from servery_trainer.preprocessing import FloatArray
 from servery_trainer.profiling import Latency
@@ -115,7 +116,7 @@ def golden(
     return file.getvalue()
 
 
-def metrics(evaluation: Evaluation, parity: Parity) -> Any:
+def metrics(evaluation: Evaluation, parity: Parity, importances: Sequence[Importance]) -> Any:
     """Render the evaluation of the graph."""
     return {
         **evaluation.summary,
@@ -132,6 +133,14 @@ def metrics(evaluation: Evaluation, parity: Parity) -> Any:
                 "pr_auc": figures.pr_auc,
             }
             for figures in evaluation.classes
+        ],
+        "importances": [
+            {
+                "input": importance.input,
+                "accuracy_drop": importance.accuracy_drop,
+                "deviation": importance.deviation,
+            }
+            for importance in importances
         ],
         "confusion_matrix": evaluation.confusion.tolist(),
         "parity": {
@@ -234,7 +243,11 @@ def libraries(tensorflow: str) -> dict[str, str]:
 
 
 def write(
-    directory: Path, model: onnx.ModelProto, golden_rows: bytes, documents: Mapping[str, Any]
+    directory: Path,
+    model: onnx.ModelProto,
+    golden_rows: bytes,
+    documents: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
 ) -> None:
     """Write a bundle: all of it or nothing.
 
@@ -243,10 +256,12 @@ def write(
         model: Becomes `model.onnx`.
         golden_rows: Becomes `golden.npz`.
         documents: The JSON files, by name.
+        pictures: The PNG files, by name.
     """
     files = {"model.onnx": model.SerializeToString(deterministic=True), "golden.npz": golden_rows}
     for name, document in documents.items():
         files[name] = json.dumps(document, indent=1, allow_nan=False).encode()
+    files |= pictures
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:

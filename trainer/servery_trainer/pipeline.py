@@ -12,11 +12,12 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
-from servery_trainer import bundle, export, families, parity, training
+from servery_trainer import bundle, export, families, parity, plots, training
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore
 from servery_trainer.evaluation import evaluate
 from servery_trainer.examples import Examples, load_examples
+from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.spec import Spec
@@ -104,7 +105,9 @@ def run(
         threads,
     )
     (chosen,) = (variant for variant in variants if variant.chosen)
-    evaluation = evaluate(chosen.graph.predict(test), test_codes, examples.labels)
+    probabilities_BK = chosen.graph.predict(test)
+    evaluation = evaluate(probabilities_BK, test_codes, examples.labels)
+    importances = permutation_importance(chosen.graph, test, test_codes)
 
     bundle.write(
         out,
@@ -112,11 +115,12 @@ def run(
         bundle.golden(golden, expected_BK[shown], examples.labels, chosen.tolerance),
         {
             "signature.json": bundle.signature(spec.task.name, examples.inputs, examples.labels),
-            "metrics.json": bundle.metrics(evaluation, proven),
+            "metrics.json": bundle.metrics(evaluation, proven, importances),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, split),
         },
+        plots.draw(epochs, evaluation, probabilities_BK, test_codes),
     )
     return training_pb2.TrainingResult(
         metrics=evaluation.summary,
@@ -136,6 +140,14 @@ def run(
             for name, (lower, upper) in evaluation.intervals.items()
         },
         variants=[_variant(variant) for variant in variants],
+        importances=[
+            training_pb2.Importance(
+                input=importance.input,
+                accuracy_drop=importance.accuracy_drop,
+                deviation=importance.deviation,
+            )
+            for importance in importances
+        ],
     )
 
 

@@ -1,0 +1,157 @@
+"""Pictures of a training and of what came out, as PNG files of the bundle.
+
+Shape suffixes: B rows, K classes.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer import scores
+from servery_trainer.evaluation import Evaluation
+from servery_trainer.preprocessing import FloatArray
+
+_SIZE_INCHES: Final = 6.0
+_DOTS_PER_INCH: Final = 110
+_MOST_NAMED: Final = 20
+"""Classes whose names and counts are written out; more than that only as colours."""
+_MOST_CURVES: Final = 10
+_LONGEST_LABEL: Final = 20
+_FIRST, _SECOND, _QUIET = "#1f5fa8", "#c8501e", "#999999"
+
+
+def draw(
+    epochs: Sequence[pb.Epoch],
+    evaluation: Evaluation,
+    probabilities_BK: FloatArray,
+    codes_B: NDArray[np.int64],
+) -> dict[str, bytes]:
+    """Draw all pictures.
+
+    Args:
+        epochs: Of the training, at least one.
+        evaluation: Of the published graph on the test part.
+        probabilities_BK: What the published graph says to the test part.
+        codes_B: The true classes of the test part.
+
+    Returns:
+        PNG files by name: `curves.png`, `confusion.png`, `roc.png` and `calibration.png`.
+    """
+    return {
+        "curves.png": _curves(epochs),
+        "confusion.png": _confusion(evaluation),
+        "roc.png": _roc(evaluation, probabilities_BK, codes_B),
+        "calibration.png": _calibration(evaluation, probabilities_BK, codes_B),
+    }
+
+
+def _curves(epochs: Sequence[pb.Epoch]) -> bytes:
+    figure = Figure((_SIZE_INCHES * 1.6, _SIZE_INCHES * 0.7), layout="constrained")
+    numbers = [epoch.number for epoch in epochs]
+    best = min(epochs, key=lambda epoch: epoch.validation_loss).number
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        marker = "o" if len(epochs) < 3 else None
+        for field, label, colour in (
+            (name, "training", _FIRST),
+            (f"validation_{name}", "validation", _SECOND),
+        ):
+            values = [getattr(epoch, field) for epoch in epochs]
+            axes.plot(numbers, values, label=label, color=colour, marker=marker)
+        axes.axvline(best, color=_QUIET, linestyle=":", label=f"best epoch ({best})")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _name(axes, f"{name.capitalize()} by epoch", "epoch", name)
+        axes.legend()
+    return _png(figure)
+
+
+def _confusion(evaluation: Evaluation) -> bytes:
+    counts = evaluation.confusion
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    classes = len(counts)
+    side = _SIZE_INCHES if classes <= 8 else _SIZE_INCHES * 1.4
+    figure = Figure((side * 1.1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= _MOST_NAMED:
+        labels = [_short(figures.label) for figures in evaluation.classes]
+        turned = 45 if max(map(len, labels)) > 4 else 0
+        axes.set_xticks(range(classes), labels, rotation=turned, ha="right" if turned else "center")
+        axes.set_yticks(range(classes), labels)
+        for row, column in np.argwhere(counts):
+            dark = shares[row, column] > 0.5
+            axes.text(
+                *(column, row, str(counts[row, column])),
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+            )
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    title = f"{counts.sum()} test rows, accuracy {evaluation.accuracy:.4f}"
+    _name(axes, title, "predicted class", "true class")
+    return _png(figure)
+
+
+def _roc(evaluation: Evaluation, probabilities_BK: FloatArray, codes_B: NDArray[np.int64]) -> bytes:
+    figure = Figure((_SIZE_INCHES * 1.1, _SIZE_INCHES), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_QUIET, linestyle=":", label="by chance")
+    known = [code for code, c in enumerate(evaluation.classes) if c.roc_auc is not None]
+    shown = known[-1:] if len(evaluation.classes) == 2 else known
+    # of many classes those that are the hardest to tell
+    shown = sorted(shown, key=lambda code: evaluation.classes[code].roc_auc or 0)[:_MOST_CURVES]
+    for code in sorted(shown):
+        figures = evaluation.classes[code]
+        rates = scores.roc_curve(probabilities_BK[:, code], codes_B == code)
+        axes.plot(*rates, label=f"{_short(figures.label)} ({figures.roc_auc:.4f})")
+    left_out = len(known) - len(shown) if len(evaluation.classes) > 2 else 0
+    title = "ROC, one class against the rest (area)"
+    title += f"; the {len(shown)} hardest of {len(known)}" if left_out else ""
+    _name(axes, title, "false positive rate", "true positive rate")
+    axes.legend(loc="lower right", fontsize="small")
+    return _png(figure)
+
+
+def _calibration(
+    evaluation: Evaluation, probabilities_BK: FloatArray, codes_B: NDArray[np.int64]
+) -> bytes:
+    counts, sure, right = scores.reliability(probabilities_BK, codes_B)
+    figure = Figure((_SIZE_INCHES, _SIZE_INCHES * 1.15), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    above.plot([0, 1], [0, 1], color=_QUIET, linestyle=":", label="honest")
+    above.plot(sure, right, color=_FIRST, marker="o", label="the published graph")
+    above.set_xlim(0, 1)
+    above.set_ylim(0, 1.02)
+    error = evaluation.calibration_error
+    _name(above, f"Calibration, expected error {error:.4f}", "", "share of rows that are right")
+    above.legend(loc="upper left")
+    width = 1 / scores.CALIBRATION_BINS
+    below.bar(sure, counts, width=0.8 * width, color=_FIRST)
+    below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _name(below, "", "probability of the predicted class", "rows")
+    return _png(figure)
+
+
+def _name(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def _short(label: str) -> str:
+    """Return a label that fits, with `$` as it is and not the start of a formula."""
+    short = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+    return short.replace("$", r"\$")
+
+
+def _png(figure: Figure) -> bytes:
+    file: Any = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    content: bytes = file.getvalue()
+    return content
