@@ -185,6 +185,7 @@ def _latencies(latencies: Sequence[Latency]) -> Any:
         {
             "batch_size": latency.batch_size,
             "runs": latency.runs,
+            "min_us": latency.min_us,
             "median_us": latency.median_us,
             "p95_us": latency.p95_us,
         }

@@ -180,9 +180,9 @@ def choose(variants: Sequence[Variant], wanted: Optimization) -> tuple[Variant, 
 
 
 def relative_time(variant: Variant, base: Variant) -> float:
-    """Return the time of a run in those of `base`, the geometric mean over batch sizes."""
+    """Return the least time of a run in those of `base`, the geometric mean over batch sizes."""
     ratios = [
-        one.median_us / other.median_us
+        one.min_us / other.min_us
         for one, other in zip(variant.latencies, base.latencies, strict=True)
     ]
     return float(np.exp(np.mean(np.log(ratios))))
