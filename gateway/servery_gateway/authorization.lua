@@ -30,6 +30,11 @@ local function printable(text)
 end
 
 local function refuse(handle, http_status, code, message, reason, metadata, violation)
+  if string.sub(handle:headers():get(":path"), 1, 3) == "/v2" then
+    return handle:respond(
+      {[":status"] = http_status, ["content-type"] = "application/json"},
+      '{"error": "' .. string.gsub(message, '[\\"]', "\\%0") .. '"}')
+  end
   local info = field(1, reason) .. field(2, "servery")
   for key, value in pairs(metadata) do
     info = info .. field(3, field(1, key) .. field(2, value))

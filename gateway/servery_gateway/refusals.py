@@ -19,6 +19,10 @@ _AN_HOUR_MS: Final = 3_600_000
 
 def refusals() -> list[Mapping[str, Any]]:
     """Return the mappers of Envoy's own answers, the first that fits counts."""
+    return [variant for mapper in _grpc_refusals() for variant in (_over_rest(mapper), mapper)]
+
+
+def _grpc_refusals() -> list[dict[str, Any]]:
     limited = "response.code_details.startsWith('local_rate_limited')"
     return [
         _bad_token(),
@@ -50,7 +54,7 @@ def _denied_by(policy: str) -> str:
     return f"response.code_details == 'rbac_access_denied_matched_policy[{policy}]'"
 
 
-def _bad_token() -> Mapping[str, Any]:
+def _bad_token() -> dict[str, Any]:
     """How a missing or unacceptable token is answered; Envoy alone says 403 for some of them."""
     return {
         "filter": _when("response.code_details.startsWith('jwt_authn_access_denied')"),
@@ -64,7 +68,7 @@ def _bad_token() -> Mapping[str, Any]:
     }
 
 
-def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> Mapping[str, Any]:
+def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> dict[str, Any]:
     delay = Duration()
     delay.FromMilliseconds(retry_after_ms)
     violation = QuotaFailure.Violation(subject=limit, description=what)
@@ -79,7 +83,7 @@ def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> Map
 
 def _worded(
     expression: str, http_status: int, error: ServeryError, *details: Any
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Answer as a server that raises `error` would, with more details."""
     status = to_status(error)
     for detail in details:
@@ -103,6 +107,17 @@ def _worded(
             }
             for key, value in headers.items()
         ],
+    }
+
+
+def _over_rest(mapper: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Word the same refusal as the REST form of the inference protocol does."""
+    expression = mapper["filter"]["extension_filter"]["typed_config"]["expression"]
+    text = mapper["body_format_override"]["text_format_source"]["inline_string"]
+    return {
+        "filter": _when(f"{expression} && request.path.startsWith('/v2')"),
+        "status_code": mapper["status_code"],
+        "body_format_override": {"json_format": {"error": text}},
     }
 
 

@@ -225,6 +225,8 @@ async def test_over_rest_the_path_names_the_model(
     code, _, body = await doors.ask(method, path, **headers)
     assert code == status, body
     assert doors.rest.paths == ([path] if status == 200 else [])
+    if status != 200 and path.startswith("/v2/"):
+        assert json.loads(body)["error"]
     if "/models/digits" in path and status == 200:
         assert doors.rest.headers["x-servery-model"] == "digits"
         assert "x-servery-claims" in doors.rest.headers
