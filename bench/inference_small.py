@@ -37,7 +37,7 @@ from servery.inference.v1 import grpc_service_pb2 as pb
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 SIZES: Final = (784, 128, 10)
 SHAPES: Final = {"dense": (1, SIZES[0]), "conv": (1, 3, 64, 64)}
-CHANNELS: Final = 32
+CHANNELS: Final = 80
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -79,6 +79,7 @@ async def measure(folder: Path, model: str, rounds: int, requests: int, concurre
     body = request_body(model)
     with running(commands["inference"]) as inference, running(commands["echo"]) as bare:
         pids = {"inference": inference, "echo": bare}
+        await until_answered(addresses["inference"], body)
         for address in addresses.values():
             await load(address, body, 200, concurrency)  # Warm.
         for _ in range(rounds):
@@ -105,6 +106,20 @@ async def measure(folder: Path, model: str, rounds: int, requests: int, concurre
     own = medians["inference"] - medians["echo"] - medians["session.run"]
     write(f"of inference, neither transport nor model: {own:.1f} µs")
     write(f"throughput, of that in process: {speeds['inference'] / speeds['session.run']:.0%}")
+
+
+async def until_answered(address: str, body: bytes) -> None:
+    """Return once the model is loaded."""
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(60):
+        call: Any = channel.unary_unary(METHOD)
+        while True:
+            try:
+                await call(body, wait_for_ready=True)
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                await asyncio.sleep(0.1)
 
 
 async def load(address: str, body: bytes, requests: int, concurrency: int) -> None:
