@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.inference import graphs
+from tests.inference.test_sequences import CONFIG, LONG_US
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-tritonclient" / "bin" / "python"
@@ -45,6 +46,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     graphs.store(root, "simple", graphs.add_and_subtract())
     graphs.store(root, "texts", graphs.identity("BYTES"))
     graphs.store(root, "half", graphs.identity("FP16"))
+    graphs.store(root, "sum", graphs.running_sum())
+    graphs.configure(root, "sum", CONFIG % ("direct {}", LONG_US))
     graph = tmp_path_factory.mktemp("elsewhere") / "plus.onnx"
     graph.write_bytes(graphs.plus(1))
     command = [

@@ -89,6 +89,17 @@ async def inference(client: Any) -> None:
     await done(client.infer("simple", simple_inputs(), **more))
 
 
+async def sequences(client: Any) -> None:
+    one = np.ones((1, 1), np.int32)
+    totals = []
+    for start, end in ((True, False), (False, False), (False, True)):
+        inputs = [given("x", one, "INT32")]
+        signals = {"sequence_start": start, "sequence_end": end}
+        result = await done(client.infer("sum", inputs, sequence_id=5, **signals))
+        totals.append(result.as_numpy("y").item())
+    assert totals == [1, 2, 3]
+
+
 async def compression(client: Any) -> None:
     names = ["compression_algorithm"]
     if not IS_GRPC:
@@ -228,10 +239,8 @@ def callbacks(client: Any) -> None:
 
 async def main() -> None:
     client = module.InferenceServerClient(ADDRESS)
-    checks = [
-        health, descriptions, inference, compression, refusals, statistics, repository, settings,
-        shared_memory,
-    ]  # fmt: skip
+    checks = [health, descriptions, inference, sequences, compression, refusals, statistics]
+    checks += [repository, settings, shared_memory]
     if not IS_GRPC:
         checks.append(json_tensors)
     for check in checks:
