@@ -51,6 +51,7 @@ class AuthServiceServicer(object):
 
         Errors:
         - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
+        - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,6 +38,7 @@ class AuthServiceStub:
 
     Errors:
     - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
+    - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
     """
 
 @_typing.type_check_only
@@ -50,6 +51,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     Errors:
     - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
+    - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,6 +67,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
+        - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
         """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
