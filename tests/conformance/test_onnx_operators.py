@@ -87,7 +87,7 @@ SAMPLE: Final[Mapping[str, Sequence[str]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)  # It takes 25 s on two cores that have nothing else to do.
+@pytest.mark.timeout(400)  # It takes 25 s on two cores that have nothing else to do.
 async def test_every_operator_that_the_runtime_supports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +135,7 @@ async def conformance(
     root = folder / "models"
     for name, case in cases.items():
         store(root, name, case.graph)
-    async with serving(root, folder) as process:
+    async with serving(root, folder, ready_s=300) as process:
         verdicts = {name: attempt(case) for name, case in cases.items()}
         servable = [name for name, tried in verdicts.items() if tried.verdict is Verdict.SERVABLE]
         states = await _states(process)

@@ -33,7 +33,7 @@ LIBRARIES: Final = (
 REQUESTS: Final = 50
 MEASURE: Final = (
     *("--measurement-mode", "count_windows", "--measurement-request-count", str(REQUESTS)),
-    *("--stability-percentage", "99", "--max-trials", "6"),
+    *("--stability-percentage", "999", "--max-trials", "10"),
 )
 
 TWICE: Final = """
