@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 
+TRANSPORT = os.environ.get("SERVERY_TEST_TRANSPORT", "grpcio")
+"""`make test` runs the suite once over each transport."""
+
 Serve = Callable[[Path], AbstractAsyncContextManager[grpc.aio.Channel]]
 
 
@@ -24,9 +28,8 @@ async def serve_directory(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve a directory of models; give a channel once it is ready."""
     # Admission has tests of its own; its process would take most of the time of all others.
-    settings = InferenceSettings(
-        model_repository=root, **({"drain_s": 0, "admission_wall_s": 0} | flags)
-    )
+    defaults: dict[str, Any] = {"drain_s": 0, "admission_wall_s": 0, "transport": TRANSPORT}
+    settings = InferenceSettings(model_repository=root, **(defaults | flags))
     async with (
         serving_inference(settings) as server,
         grpc.aio.insecure_channel(

@@ -27,6 +27,7 @@ from servery_inference.servicer import EXTENSIONS, InferenceServicer
 from servery_inference.settings import InferenceSettings
 from servery_inference.shared_memory import SharedMemory
 from servery_inference.shared_memory_servicer import SharedMemoryServicer
+from servery_inference.transport import TRANSPORTS
 from servery_rpc.server import RunningServer, Service, serving
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 settings,
                 Service(SERVICE, partial(register, handlers), ready=False),
                 pools=(pool(),),
+                transport=TRANSPORTS[settings.transport](),
             )
         )
         http_address = await _http_door(settings, handlers, endpoint, stack)

@@ -9,6 +9,7 @@ from servery_inference.cores import usable_cores
 from servery_inference.directory import CONTROL_MODES, ControlMode
 from servery_inference.options import PROVIDERS, EngineSettings
 from servery_inference.sandbox import AdmissionLimits
+from servery_inference.transport import TRANSPORTS
 from servery_rpc.settings import ServerSettings, is_private, option
 
 _STORE: Final = re.compile(r"(s3|gs|az|file):/+(.*)")
@@ -43,6 +44,9 @@ class InferenceSettings(ServerSettings):
         None,
     )
     grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
+    transport: str = option(
+        "grpcio, or fast: Servery's own HTTP/2 server, which costs less per call", "grpcio"
+    )
     http_port: int | None = option(
         "loopback port for the same service over HTTP; 0 picks a free one; unset: none", None
     )
@@ -79,7 +83,6 @@ class InferenceSettings(ServerSettings):
     response_cache_bytes: int = option(
         "bytes of memory for answers of models whose configuration has response_cache; 0: none", 0
     )
-
     model_memory_limit_bytes: int | None = option(
         "bytes of memory that all models together may be accounted with; unset: no limit", None
     )
@@ -135,6 +138,8 @@ class InferenceSettings(ServerSettings):
             raise ValueError(
                 f"repository_poll_secs must be above 0, not {self.repository_poll_secs}"
             )
+        if self.transport not in TRANSPORTS:
+            raise ValueError(f"transport must be grpcio or fast, not {self.transport!r}")
         if self.execution_provider not in PROVIDERS:
             raise ValueError(
                 f"execution_provider must be cpu or cuda, not {self.execution_provider!r}"

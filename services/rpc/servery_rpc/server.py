@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -48,11 +49,26 @@ class RunningServer:
         await self._health.set(service, SERVING if ready else NOT_SERVING)
 
 
+class Transport(Protocol):
+    """What carries the calls: grpcio, or another server with its surface."""
+
+    def open(self, settings: ServerSettings, interceptor: ServeryInterceptor) -> grpc.aio.Server:
+        """Return a server that does not listen yet."""
+
+    def bind(self, server: Any, settings: ServerSettings) -> int:
+        """Let a server from `open` listen on `settings.listen`; return the port, 1 for a socket.
+
+        Raises:
+            RuntimeError: It cannot.
+        """
+
+
 @asynccontextmanager
 async def serving(
     settings: ServerSettings,
     *services: Service,
     pools: Sequence[DescriptorPool] = (),
+    transport: Transport | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Serve inside the block, with health and reflection; drain when it is left.
 
@@ -63,22 +79,13 @@ async def serving(
         settings: Where and how.
         *services: What.
         pools: Private descriptor pools that reflection must know.
+        transport: What carries the calls; None means grpcio.
 
     Raises:
         RuntimeError: `settings.listen` cannot be bound.
     """
-    server = grpc.aio.server(
-        interceptors=[ServeryInterceptor()],
-        options=[
-            ("grpc.so_reuseport", 0),  # Else a second server shares the port unnoticed.
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            # By default a client that pings more often than every 5 minutes is thrown out, which
-            # hits Go clients in their common configuration.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ],
-    )
+    transport = transport or GrpcioTransport()
+    server = transport.open(settings, ServeryInterceptor())
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     for service in services:
@@ -86,7 +93,7 @@ async def serving(
         await health.set(service.name, SERVING if service.ready else NOT_SERVING)
     await health.set("", SERVING if all(s.ready for s in services) else NOT_SERVING)
     add_reflection(server, [s.name for s in services] + ["grpc.health.v1.Health"], pools)
-    address = _bind(server, settings)
+    address = _bind(transport, server, settings)
     await server.start()
     try:
         yield RunningServer(address, health)
@@ -95,19 +102,41 @@ async def serving(
         await server.stop(settings.drain_s)
 
 
-def _bind(server: grpc.aio.Server, settings: ServerSettings) -> str:
-    if settings.tls_certificate and settings.tls_key:
-        credentials = grpc.ssl_server_credentials(
-            [(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())]
+class GrpcioTransport:
+    """Calls over grpcio."""
+
+    def open(self, settings: ServerSettings, interceptor: ServeryInterceptor) -> grpc.aio.Server:
+        """See `Transport`."""
+        return grpc.aio.server(
+            interceptors=[interceptor],
+            options=[
+                ("grpc.so_reuseport", 0),  # Else a second server shares the port unnoticed.
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", settings.max_message_bytes),
+                # By default a client that pings more often than every 5 minutes is thrown out,
+                # which hits Go clients in their common configuration.
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
         )
-        port = server.add_secure_port(settings.listen, credentials)
-    elif settings.listen.startswith("unix:"):
+
+    def bind(self, server: grpc.aio.Server, settings: ServerSettings) -> int:
+        """See `Transport`."""
+        if settings.tls_certificate and settings.tls_key:
+            credentials = grpc.ssl_server_credentials(
+                [(settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())]
+            )
+            return server.add_secure_port(settings.listen, credentials)
+        return server.add_insecure_port(settings.listen)
+
+
+def _bind(transport: Transport, server: grpc.aio.Server, settings: ServerSettings) -> str:
+    if settings.listen.startswith("unix:"):
         before = os.umask(0o177)  # The socket is this user's alone from its first moment.
         try:
-            server.add_insecure_port(settings.listen)
+            transport.bind(server, settings)
         finally:
             os.umask(before)
         return settings.listen
-    else:
-        port = server.add_insecure_port(settings.listen)
+    port = transport.bind(server, settings)
     return f"{settings.listen.rpartition(':')[0]}:{port}"
