@@ -102,11 +102,12 @@ def to_onnx(
         ],
         [*head.initializers, *network.graph.initializer, texts],
     )
+    versions = {"": opset, "ai.onnx.ml": ML_OPSET}
     model = helper.make_model(
         graph,
         opset_imports=[
-            helper.make_opsetid("", opset),
-            helper.make_opsetid("ai.onnx.ml", ML_OPSET),
+            helper.make_opsetid(domain, versions[domain])
+            for domain in sorted({node.domain for node in graph.node})
         ],
         ir_version=IR_VERSION,
         producer_name="servery",
