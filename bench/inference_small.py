@@ -1,8 +1,8 @@
 """What one request to the inference process costs, beside what it cannot go below.
 
-Measures, in interleaved rounds and under the same load: the inference process with one model (a
-dense one, 784-128-10, or a convolution of a few milliseconds; FP32, one row), a bare grpc.aio
-server that answers with a constant of the same size, and `session.run` alone in this process, as
+Measures, in interleaved rounds and under the same load: the inference process on either transport
+with one model (a dense one, 784-128-10, or a convolution of a few milliseconds; FP32, one row), a
+bare grpc.aio server that answers with a constant of the same size, and `session.run` alone here, as
 many at a time as there are cores. Prints CPU microseconds per request of the serving process, user
 and system, and requests per second, as medians over the rounds. Only ratios within one run mean
 anything.
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 SIZES: Final = (784, 128, 10)
 SHAPES: Final = {"dense": (1, SIZES[0]), "conv": (1, 3, 64, 64)}
 CHANNELS: Final = 80
+TRANSPORTS: Final = ("grpcio", "fast")
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -66,20 +67,19 @@ async def measure(folder: Path, model: str, rounds: int, requests: int, concurre
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    addresses = {name: f"unix:{folder}/{name}.sock" for name in ("inference", "echo")}
-    commands = {
-        "inference": [
-            *("-m", "servery_inference", "--model-repository", str(folder / "models")),
-            *("--listen", addresses["inference"], "--log-level", "error"),
-        ],
-        "echo": [__file__, "--echo", addresses["echo"]],
-    }
-    costs: dict[str, list[float]] = {"session.run": [], "echo": [], "inference": []}
+    addresses = {name: f"unix:{folder}/{name}.sock" for name in ("echo", *TRANSPORTS)}
+    costs: dict[str, list[float]] = {name: [] for name in ("session.run", *addresses)}
     rates: dict[str, list[float]] = {name: [] for name in costs}
     body = request_body(model)
-    with running(commands["inference"]) as inference, running(commands["echo"]) as bare:
-        pids = {"inference": inference, "echo": bare}
-        await until_answered(addresses["inference"], body)
+    with ExitStack() as servers:
+        pids = {"echo": servers.enter_context(running([__file__, "--echo", addresses["echo"]]))}
+        for name in TRANSPORTS:
+            command = [
+                *("-m", "servery_inference", "--model-repository", str(folder / "models")),
+                *("--listen", addresses[name], "--transport", name, "--log-level", "error"),
+            ]
+            pids[name] = servers.enter_context(running(command))
+            await until_answered(addresses[name], body)
         for address in addresses.values():
             await load(address, body, 200, concurrency)  # Warm.
         for _ in range(rounds):
@@ -103,9 +103,11 @@ async def measure(folder: Path, model: str, rounds: int, requests: int, concurre
             f"{name:12} {medians[name]:15.1f} {min(values):8.1f} {max(values):8.1f}"
             f" {medians[name] / medians['echo']:7.2f} {speeds[name]:11.0f}"
         )
-    own = medians["inference"] - medians["echo"] - medians["session.run"]
-    write(f"of inference, neither transport nor model: {own:.1f} µs")
-    write(f"throughput, of that in process: {speeds['inference'] / speeds['session.run']:.0%}")
+    own = medians["grpcio"] - medians["echo"] - medians["session.run"]
+    write(f"of inference on grpcio, neither transport nor model: {own:.1f} µs")
+    for name in TRANSPORTS:
+        share = speeds[name] / speeds["session.run"]
+        write(f"throughput of {name}, of that in process: {share:.0%}")
 
 
 async def until_answered(address: str, body: bytes) -> None:
