@@ -240,6 +240,7 @@ def test_a_killed_process_comes_back(
     with platform.client() as servery:
         wait_served(servery, "iris")
     with Caller(platform, iris) as caller:
+        _until(lambda: caller.answered)  # It has a token, which only the control plane gives.
         before = _until(lambda: pids(platform.data_dir).get(name))
         os.kill(before, signal.SIGKILL)
         after = _until(lambda: _other(pids(platform.data_dir).get(name), before))
