@@ -293,6 +293,14 @@ def settings_for(directory: Path, **more: Any) -> GatewaySettings:
     )
 
 
+def all_healthy(run_dir: Path) -> bool:
+    """Tell whether Envoy has found every server behind it healthy."""
+    text = admin(run_dir, "GET", "/stats?filter=membership_(healthy|total)$")[1]
+    hosts = dict(line.split(": ") for line in text.splitlines())
+    totals = {name: count for name, count in hosts.items() if name.endswith("total")}
+    return all(hosts[n.removesuffix("total") + "healthy"] == c for n, c in totals.items())
+
+
 @asynccontextmanager
 async def running_stack(
     settings: GatewaySettings, directory: Path, credentials: grpc.ChannelCredentials | None = None
@@ -317,6 +325,7 @@ async def running_stack(
         for name in (INFERENCE, REGISTRY, TRAINER):
             await stack.start_backend(name)
         await until(lambda: asyncio.to_thread(is_ready, directory / "envoy"))
+        await until(lambda: asyncio.to_thread(all_healthy, directory / "envoy"))
         try:
             yield stack
         finally:

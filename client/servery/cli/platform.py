@@ -143,14 +143,23 @@ class EnvoyAdmin:
     socket: Path
 
     async def ready(self) -> bool:
-        """Tell whether it has its configuration and listens.
+        """Tell whether it has its configuration, listens, and found every upstream healthy.
 
         Raises:
             OSError: No Envoy answers there.
         """
         # Envoy calls itself ready also when it could not bind its listener.
         live = await self._ask("GET", "/ready") == "LIVE"
-        return live and await self._ask("GET", "/listeners") != ""
+        return live and await self._ask("GET", "/listeners") != "" and await self._all_healthy()
+
+    async def _all_healthy(self) -> bool:
+        lines = (await self._ask("GET", "/stats?filter=membership_(healthy|total)$")).splitlines()
+        hosts = dict(line.split(": ") for line in lines)
+        return all(
+            hosts[name.removesuffix("total") + "healthy"] == count
+            for name, count in hosts.items()
+            if name.endswith("total")
+        )
 
     async def drain(self) -> None:
         """Take no new connections, ask clients to go, and return when every call is accounted for.
