@@ -37,6 +37,16 @@ async def serve(root: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
+async def test_a_directory_is_found_from_where_the_server_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs.store(tmp_path / "models", "simple", graphs.identity("FP32", ("batch", 2)))
+    monkeypatch.chdir(tmp_path)
+    async with serve(Path("models")) as channel:
+        response = await stub(channel).ModelInfer(infer_request("simple", {"x": X}))
+        assert answers(response)["y"].tobytes() == X.tobytes()
+
+
 def custom(domain: str = "evil.domain") -> bytes:
     node = helper.make_node("Nope", ["x"], ["y"], domain=domain)
     shape = ("batch", 2)

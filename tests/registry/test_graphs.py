@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import grpc
@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from servery_registry.admission import RefusedError, inspect_graph, walk, words
-from servery_registry.sandbox import AdmissionLimits
+from servery_registry.sandbox import AdmissionLimits, Sandbox
 from tests.registry.conftest import (
     Client,
     Clock,
@@ -23,6 +23,11 @@ from tests.registry.conftest import (
     opened,
     softmax,
 )
+
+
+def write(files: Mapping[str, bytes], directory: Path) -> None:
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
 
 
 def external(location: str) -> bytes:
@@ -61,6 +66,14 @@ async def test_a_bad_graph_is_refused(client: Client, name: str) -> None:
     assert str(client.data_dir) not in error.message
     assert "/" not in error.metadata["problem"]
     assert client.leftovers() == []
+
+
+async def test_a_bundle_is_found_from_where_the_registry_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(bundle(), tmp_path)
+    await Sandbox(AdmissionLimits(memory_bytes=4 << 30, wall_s=60)).admit(Path())
 
 
 async def test_a_graph_of_another_signature_is_refused(client: Client) -> None:

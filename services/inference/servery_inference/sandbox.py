@@ -129,7 +129,7 @@ class Sandbox:
 def _asked(process: "Popen[bytes]", graph: Path) -> bytes:
     if process.stdin is None or process.stdout is None:
         return b""
-    process.stdin.write(json.dumps({"graph": str(graph)}).encode() + b"\n")
+    process.stdin.write(json.dumps({"graph": str(graph.absolute())}).encode() + b"\n")
     process.stdin.flush()
     return process.stdout.readline(_MAX_VERDICT_BYTES)
 

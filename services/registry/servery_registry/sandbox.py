@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,9 +69,7 @@ class Sandbox:
         # -I and cwd: a bundle may hold a file `json.py`, which must never be importable. No
         # environment: the process needs no secret of this one.
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-m", "servery_registry.admission", str(directory)),
-            *("--memory-bytes", str(self._limits.memory_bytes)),
-            *("--cpu-s", str(max(1, round(self._limits.wall_s)))),
+            *_command(directory, self._limits),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=DEVNULL,
@@ -91,6 +90,14 @@ class Sandbox:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+
+
+def _command(directory: Path, limits: AdmissionLimits) -> Sequence[str]:
+    return (
+        *(sys.executable, "-I", "-m", "servery_registry.admission", str(directory.absolute())),
+        *("--memory-bytes", str(limits.memory_bytes)),
+        *("--cpu-s", str(max(1, round(limits.wall_s)))),
+    )
 
 
 async def _read(process: Process) -> bytes:
