@@ -311,8 +311,10 @@ def test_nothing_outlives_a_killed_servery_up(tmp_path_factory: pytest.TempPathF
             stdout=output,
             stderr=output,
         )
-    _until(lambda: "servery: ready" in (directory / "up.log").read_text(), 60)
-    assert pids(directory / "data").keys() == set(PROCESSES)
-    up.kill()
-    up.wait()
+    try:
+        _until(lambda: "servery: ready" in (directory / "up.log").read_text(), 60)
+        assert pids(directory / "data").keys() == set(PROCESSES)
+    finally:
+        up.kill()
+        up.wait()
     _until(lambda: not pids(directory / "data"))
