@@ -20,7 +20,7 @@ _COPY_BYTES: Final = 32 << 10  # Below it one copy is cheaper than one more buff
 class Sending:
     """The sending half of one stream."""
 
-    __slots__ = ("closes", "pending", "progress_at", "stream_id", "trailers", "window")
+    __slots__ = ("pending", "progress_at", "stream_id", "trailers", "window")
 
     def __init__(self, stream_id: int, window: int) -> None:
         self.stream_id = stream_id
@@ -29,8 +29,6 @@ class Sending:
         """DATA that waits for window or socket."""
         self.trailers: bytes | None = None
         """What ends the stream after the DATA: a header block; if empty, END_STREAM on DATA."""
-        self.closes = False
-        """END_STREAM was sent."""
         self.progress_at = 0.0
         """When DATA began to wait, or last went."""
 
@@ -240,7 +238,6 @@ class Outbox:
             )
         else:
             self.put(frames.frame(frames.DATA, frames.END_STREAM, sending.stream_id))
-        sending.closes = True
         self._owner.on_end_sent(sending.stream_id)
 
     def _schedule(self, callback: Callable[[], None]) -> None:

@@ -185,7 +185,7 @@ class Stream(Sending):
         size = len(message) + 5
         limit = self.connection.limits.max_send_message_bytes
         if len(message) <= limit and not self.head_sent and out.fits(self, size):
-            self.head_sent = self.closes = True
+            self.head_sent = True
             self.window -= size
             out.window -= size
             out.put(response.unary_ok(self.stream_id, message))

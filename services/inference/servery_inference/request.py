@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from servery.errors.v1 import error_reason_pb2 as reasons
@@ -114,16 +113,6 @@ class InferRequest:
     shares_memory: bool = False
     """Whether an input or output is in shared memory."""
 
-    def num_elements(self) -> int:
-        """Count the elements of all inputs, as their shapes claim."""
-        total = 0
-        for tensor in self.inputs:
-            count = 1
-            for size in tensor.shape:
-                count *= size
-            total += count
-        return total
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -175,8 +164,3 @@ def shown_shape(shape: Sequence[int]) -> str:
     """Render a shape as clients know it, such as `[-1,16]`."""
     axes = ",".join(str(size) for size in shape[:_SHOWN_AXES])
     return f"[{axes},…]" if len(shape) > _SHOWN_AXES else f"[{axes}]"
-
-
-def is_text(array: Array) -> bool:
-    """Tell whether `array` holds texts, as objects or as NumPy's fixed-width ones."""
-    return array.dtype.kind in "OU" or array.dtype == np.dtype(object)
