@@ -56,10 +56,17 @@ lint: setup ## Style and import boundaries
 type: setup ## Strict types
 	$(BIN)/mypy
 
-contracts: setup protos-current ## Style of the contracts, no breaking change, stubs up to date
+contracts: setup protos-current protos/google ## Style of the contracts, no breaking change, stubs up to date
 	$(BIN)/buf lint protos
-	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf format --diff --exit-code --path protos/servery protos
 	$(BIN)/buf breaking protos --against protos/baseline.binpb
+
+# What the contracts import of google/api, for buf, which looks nowhere else.
+protos/google: .venv-protos/.done
+	mkdir -p protos/google/api
+	cp .venv-protos/lib/python3*/site-packages/google/api/annotations.proto \
+	  .venv-protos/lib/python3*/site-packages/google/api/http.proto protos/google/api
+	touch $@
 
 protos: .venv-protos/.done ## Generate the stubs again
 	find client/servery -path '*/v1/*_pb2*' -delete
@@ -71,7 +78,7 @@ protos-current: .venv-protos/.done ## Fail if the committed stubs are not those 
 	for stubs in build/protos/servery/*/v1; do \
 	  diff -r -x __pycache__ $$stubs client/$${stubs#build/protos/} || exit 1; done
 
-baseline: setup ## Accept the contracts as they are as the ones not to break
+baseline: setup protos/google ## Accept the contracts as they are as the ones not to break
 	$(BIN)/buf build protos -o protos/baseline.binpb
 
 lock: ## Resolve the pinned requirements again
@@ -88,4 +95,4 @@ lock: ## Resolve the pinned requirements again
 	    --no-annotate --no-header --no-deps requirements/$$files.in -o requirements/$$files.txt; done
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-protos $(CLIENTS:%=.venv-%) build
+	rm -rf .venv .venv-protos $(CLIENTS:%=.venv-%) build protos/google

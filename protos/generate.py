@@ -13,9 +13,11 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from google.api import annotations_pb2
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent
+GOOGLE_APIS = Path(annotations_pb2.__file__).parents[2]
 POOL = "_descriptor_pool.Default()"
 PRIVATE_POOL = "_private_pool()"
 PRIVATE_POOL_IMPORT = "from servery.inference.pool import pool as _private_pool\n"
@@ -30,6 +32,7 @@ def main(out: Path) -> int:
             "protoc",
             f"-I{PROTOS}",
             f"-I{files('grpc_tools') / '_proto'}",
+            f"-I{GOOGLE_APIS}",
             f"--python_out={out}",
             f"--grpc_python_out={out}",
             f"--mypy_out=quiet:{out}",

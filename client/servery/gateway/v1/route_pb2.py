@@ -22,31 +22,38 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/route.proto\x12\x12servery.gateway.v1\",\n\x0cWeightedPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"[\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x05pools\x18\x02 \x03(\x0b\x32 .servery.gateway.v1.WeightedPool\x12\x13\n\x0bmirror_pool\x18\x03 \x01(\t\";\n\x0fSetRouteRequest\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"<\n\x10SetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"\x1f\n\x0fGetRouteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\":\n\x11ListRoutesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x12ListRoutesResponse\x12)\n\x06routes\x18\x01 \x03(\x0b\x32\x19.servery.gateway.v1.Route\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05pools\x18\x03 \x03(\t2\x99\x02\n\x0cRouteService\x12U\n\x08SetRoute\x12#.servery.gateway.v1.SetRouteRequest\x1a$.servery.gateway.v1.SetRouteResponse\x12U\n\x08GetRoute\x12#.servery.gateway.v1.GetRouteRequest\x1a$.servery.gateway.v1.GetRouteResponse\x12[\n\nListRoutes\x12%.servery.gateway.v1.ListRoutesRequest\x1a&.servery.gateway.v1.ListRoutesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/route.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\",\n\x0cWeightedPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"[\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x05pools\x18\x02 \x03(\x0b\x32 .servery.gateway.v1.WeightedPool\x12\x13\n\x0bmirror_pool\x18\x03 \x01(\t\";\n\x0fSetRouteRequest\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"<\n\x10SetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"\x1f\n\x0fGetRouteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\":\n\x11ListRoutesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x12ListRoutesResponse\x12)\n\x06routes\x18\x01 \x03(\x0b\x32\x19.servery.gateway.v1.Route\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05pools\x18\x03 \x03(\t2\x96\x03\n\x0cRouteService\x12\x8f\x01\n\x08SetRoute\x12#.servery.gateway.v1.SetRouteRequest\x1a$.servery.gateway.v1.SetRouteResponse\"8\x82\xd3\xe4\x93\x02\x32\x1a)/v1/{route.name=tenants/*/models/*}/route:\x05route\x12\x82\x01\n\x08GetRoute\x12#.servery.gateway.v1.GetRouteRequest\x1a$.servery.gateway.v1.GetRouteResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/{name=tenants/*/models/*}/route\x12o\n\nListRoutes\x12%.servery.gateway.v1.ListRoutesRequest\x1a&.servery.gateway.v1.ListRoutesResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/routesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'servery.gateway.v1.route_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WEIGHTEDPOOL']._serialized_start=54
-  _globals['_WEIGHTEDPOOL']._serialized_end=98
-  _globals['_ROUTE']._serialized_start=100
-  _globals['_ROUTE']._serialized_end=191
-  _globals['_SETROUTEREQUEST']._serialized_start=193
-  _globals['_SETROUTEREQUEST']._serialized_end=252
-  _globals['_SETROUTERESPONSE']._serialized_start=254
-  _globals['_SETROUTERESPONSE']._serialized_end=314
-  _globals['_GETROUTEREQUEST']._serialized_start=316
-  _globals['_GETROUTEREQUEST']._serialized_end=347
-  _globals['_GETROUTERESPONSE']._serialized_start=349
-  _globals['_GETROUTERESPONSE']._serialized_end=409
-  _globals['_LISTROUTESREQUEST']._serialized_start=411
-  _globals['_LISTROUTESREQUEST']._serialized_end=469
-  _globals['_LISTROUTESRESPONSE']._serialized_start=471
-  _globals['_LISTROUTESRESPONSE']._serialized_end=574
-  _globals['_ROUTESERVICE']._serialized_start=577
-  _globals['_ROUTESERVICE']._serialized_end=858
+  _globals['_ROUTESERVICE'].methods_by_name['SetRoute']._loaded_options = None
+  _globals['_ROUTESERVICE'].methods_by_name['SetRoute']._serialized_options = b'\202\323\344\223\0022\032)/v1/{route.name=tenants/*/models/*}/route:\005route'
+  _globals['_ROUTESERVICE'].methods_by_name['GetRoute']._loaded_options = None
+  _globals['_ROUTESERVICE'].methods_by_name['GetRoute']._serialized_options = b'\202\323\344\223\002%\022#/v1/{name=tenants/*/models/*}/route'
+  _globals['_ROUTESERVICE'].methods_by_name['ListRoutes']._loaded_options = None
+  _globals['_ROUTESERVICE'].methods_by_name['ListRoutes']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/routes'
+  _globals['_WEIGHTEDPOOL']._serialized_start=84
+  _globals['_WEIGHTEDPOOL']._serialized_end=128
+  _globals['_ROUTE']._serialized_start=130
+  _globals['_ROUTE']._serialized_end=221
+  _globals['_SETROUTEREQUEST']._serialized_start=223
+  _globals['_SETROUTEREQUEST']._serialized_end=282
+  _globals['_SETROUTERESPONSE']._serialized_start=284
+  _globals['_SETROUTERESPONSE']._serialized_end=344
+  _globals['_GETROUTEREQUEST']._serialized_start=346
+  _globals['_GETROUTEREQUEST']._serialized_end=377
+  _globals['_GETROUTERESPONSE']._serialized_start=379
+  _globals['_GETROUTERESPONSE']._serialized_end=439
+  _globals['_LISTROUTESREQUEST']._serialized_start=441
+  _globals['_LISTROUTESREQUEST']._serialized_end=499
+  _globals['_LISTROUTESRESPONSE']._serialized_start=501
+  _globals['_LISTROUTESRESPONSE']._serialized_end=604
+  _globals['_ROUTESERVICE']._serialized_start=607
+  _globals['_ROUTESERVICE']._serialized_end=1013
 # @@protoc_insertion_point(module_scope)

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"servery/registry/v1/registry.proto\x12\x13servery.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0elatest_version\x18\x03 \x01(\x03\x12+\n\x07\x61liases\x18\x04 \x03(\x0b\x32\x1a.servery.registry.v1.Alias\"\xee\x01\n\x07Version\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.servery.registry.v1.File\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x07metrics\x18\x05 \x03(\x0b\x32).servery.registry.v1.Version.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"e\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd2\x02\n\x16RegisterVersionRequest\x12\x44\n\x06header\x18\x01 \x01(\x0b\x32\x32.servery.registry.v1.RegisterVersionRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1a\xd8\x01\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.servery.registry.v1.File\x12P\n\x07metrics\x18\x03 \x03(\x0b\x32?.servery.registry.v1.RegisterVersionRequest.Header.MetricsEntry\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x06\n\x04part\"H\n\x17RegisterVersionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.servery.registry.v1.Version\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x10GetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Model\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.servery.registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetVersionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.servery.registry.v1.Version\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.servery.registry.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fReadFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"!\n\x10ReadFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1f\n\x0fGetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x10GetAliasResponse\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Alias\"<\n\x0fSetAliasRequest\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Alias\"=\n\x10SetAliasResponse\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Alias\"0\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse\":\n\x12WatchModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\xc8\x01\n\x13WatchModelsResponse\x12/\n\x07version\x18\x01 \x01(\x0b\x32\x1c.servery.registry.v1.VersionH\x00\x12+\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x1a.servery.registry.v1.AliasH\x00\x12\x17\n\rdeleted_alias\x18\x03 \x01(\tH\x00\x12\x1b\n\x11snapshot_complete\x18\x04 \x01(\x08H\x00\x12\x14\n\x0cresume_token\x18\x05 \x01(\tB\x07\n\x05\x65vent2\xd0\x07\n\x0fRegistryService\x12n\n\x0fRegisterVersion\x12+.servery.registry.v1.RegisterVersionRequest\x1a,.servery.registry.v1.RegisterVersionResponse(\x01\x12W\n\x08GetModel\x12$.servery.registry.v1.GetModelRequest\x1a%.servery.registry.v1.GetModelResponse\x12]\n\nListModels\x12&.servery.registry.v1.ListModelsRequest\x1a\'.servery.registry.v1.ListModelsResponse\x12]\n\nGetVersion\x12&.servery.registry.v1.GetVersionRequest\x1a\'.servery.registry.v1.GetVersionResponse\x12\x63\n\x0cListVersions\x12(.servery.registry.v1.ListVersionsRequest\x1a).servery.registry.v1.ListVersionsResponse\x12Y\n\x08ReadFile\x12$.servery.registry.v1.ReadFileRequest\x1a%.servery.registry.v1.ReadFileResponse0\x01\x12W\n\x08GetAlias\x12$.servery.registry.v1.GetAliasRequest\x1a%.servery.registry.v1.GetAliasResponse\x12W\n\x08SetAlias\x12$.servery.registry.v1.SetAliasRequest\x1a%.servery.registry.v1.SetAliasResponse\x12`\n\x0b\x44\x65leteAlias\x12\'.servery.registry.v1.DeleteAliasRequest\x1a(.servery.registry.v1.DeleteAliasResponse\x12\x62\n\x0bWatchModels\x12\'.servery.registry.v1.WatchModelsRequest\x1a(.servery.registry.v1.WatchModelsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"servery/registry/v1/registry.proto\x12\x13servery.registry.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0elatest_version\x18\x03 \x01(\x03\x12+\n\x07\x61liases\x18\x04 \x03(\x0b\x32\x1a.servery.registry.v1.Alias\"\xee\x01\n\x07Version\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.servery.registry.v1.File\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x07metrics\x18\x05 \x03(\x0b\x32).servery.registry.v1.Version.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"e\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd2\x02\n\x16RegisterVersionRequest\x12\x44\n\x06header\x18\x01 \x01(\x0b\x32\x32.servery.registry.v1.RegisterVersionRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1a\xd8\x01\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.servery.registry.v1.File\x12P\n\x07metrics\x18\x03 \x03(\x0b\x32?.servery.registry.v1.RegisterVersionRequest.Header.MetricsEntry\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x06\n\x04part\"H\n\x17RegisterVersionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.servery.registry.v1.Version\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x10GetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Model\"J\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.servery.registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11GetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetVersionResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.servery.registry.v1.Version\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x14ListVersionsResponse\x12.\n\x08versions\x18\x01 \x03(\x0b\x32\x1c.servery.registry.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fReadFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"!\n\x10ReadFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1f\n\x0fGetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x10GetAliasResponse\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Alias\"<\n\x0fSetAliasRequest\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Alias\"=\n\x10SetAliasResponse\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.servery.registry.v1.Alias\"0\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse\":\n\x12WatchModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\xc8\x01\n\x13WatchModelsResponse\x12/\n\x07version\x18\x01 \x01(\x0b\x32\x1c.servery.registry.v1.VersionH\x00\x12+\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x1a.servery.registry.v1.AliasH\x00\x12\x17\n\rdeleted_alias\x18\x03 \x01(\tH\x00\x12\x1b\n\x11snapshot_complete\x18\x04 \x01(\x08H\x00\x12\x14\n\x0cresume_token\x18\x05 \x01(\tB\x07\n\x05\x65vent2\xd6\n\n\x0fRegistryService\x12n\n\x0fRegisterVersion\x12+.servery.registry.v1.RegisterVersionRequest\x1a,.servery.registry.v1.RegisterVersionResponse(\x01\x12~\n\x08GetModel\x12$.servery.registry.v1.GetModelRequest\x1a%.servery.registry.v1.GetModelResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=tenants/*/models/*}\x12\x84\x01\n\nListModels\x12&.servery.registry.v1.ListModelsRequest\x1a\'.servery.registry.v1.ListModelsResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/models\x12\x8f\x01\n\nGetVersion\x12&.servery.registry.v1.GetVersionRequest\x1a\'.servery.registry.v1.GetVersionResponse\"0\x82\xd3\xe4\x93\x02*\x12(/v1/{name=tenants/*/models/*/versions/*}\x12\x95\x01\n\x0cListVersions\x12(.servery.registry.v1.ListVersionsRequest\x1a).servery.registry.v1.ListVersionsResponse\"0\x82\xd3\xe4\x93\x02*\x12(/v1/{parent=tenants/*/models/*}/versions\x12Y\n\x08ReadFile\x12$.servery.registry.v1.ReadFileRequest\x1a%.servery.registry.v1.ReadFileResponse0\x01\x12\x88\x01\n\x08GetAlias\x12$.servery.registry.v1.GetAliasRequest\x1a%.servery.registry.v1.GetAliasResponse\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/{name=tenants/*/models/*/aliases/*}\x12\x95\x01\n\x08SetAlias\x12$.servery.registry.v1.SetAliasRequest\x1a%.servery.registry.v1.SetAliasResponse\"<\x82\xd3\xe4\x93\x02\x36\x1a-/v1/{alias.name=tenants/*/models/*/aliases/*}:\x05\x61lias\x12\x91\x01\n\x0b\x44\x65leteAlias\x12\'.servery.registry.v1.DeleteAliasRequest\x1a(.servery.registry.v1.DeleteAliasResponse\"/\x82\xd3\xe4\x93\x02)*\'/v1/{name=tenants/*/models/*/aliases/*}\x12\x8f\x01\n\x0bWatchModels\x12\'.servery.registry.v1.WatchModelsRequest\x1a(.servery.registry.v1.WatchModelsResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/{parent=tenants/*}/models:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,60 +37,76 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSION_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_REGISTERVERSIONREQUEST_HEADER_METRICSENTRY']._loaded_options = None
   _globals['_REGISTERVERSIONREQUEST_HEADER_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_MODEL']._serialized_start=93
-  _globals['_MODEL']._serialized_end=232
-  _globals['_VERSION']._serialized_start=235
-  _globals['_VERSION']._serialized_end=473
-  _globals['_VERSION_METRICSENTRY']._serialized_start=427
-  _globals['_VERSION_METRICSENTRY']._serialized_end=473
-  _globals['_FILE']._serialized_start=475
-  _globals['_FILE']._serialized_end=531
-  _globals['_ALIAS']._serialized_start=533
-  _globals['_ALIAS']._serialized_end=634
-  _globals['_REGISTERVERSIONREQUEST']._serialized_start=637
-  _globals['_REGISTERVERSIONREQUEST']._serialized_end=975
-  _globals['_REGISTERVERSIONREQUEST_HEADER']._serialized_start=751
-  _globals['_REGISTERVERSIONREQUEST_HEADER']._serialized_end=967
-  _globals['_REGISTERVERSIONREQUEST_HEADER_METRICSENTRY']._serialized_start=427
-  _globals['_REGISTERVERSIONREQUEST_HEADER_METRICSENTRY']._serialized_end=473
-  _globals['_REGISTERVERSIONRESPONSE']._serialized_start=977
-  _globals['_REGISTERVERSIONRESPONSE']._serialized_end=1049
-  _globals['_GETMODELREQUEST']._serialized_start=1051
-  _globals['_GETMODELREQUEST']._serialized_end=1082
-  _globals['_GETMODELRESPONSE']._serialized_start=1084
-  _globals['_GETMODELRESPONSE']._serialized_end=1145
-  _globals['_LISTMODELSREQUEST']._serialized_start=1147
-  _globals['_LISTMODELSREQUEST']._serialized_end=1221
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1223
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1312
-  _globals['_GETVERSIONREQUEST']._serialized_start=1314
-  _globals['_GETVERSIONREQUEST']._serialized_end=1347
-  _globals['_GETVERSIONRESPONSE']._serialized_start=1349
-  _globals['_GETVERSIONRESPONSE']._serialized_end=1416
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1418
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1494
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1496
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1591
-  _globals['_READFILEREQUEST']._serialized_start=1593
-  _globals['_READFILEREQUEST']._serialized_end=1660
-  _globals['_READFILERESPONSE']._serialized_start=1662
-  _globals['_READFILERESPONSE']._serialized_end=1695
-  _globals['_GETALIASREQUEST']._serialized_start=1697
-  _globals['_GETALIASREQUEST']._serialized_end=1728
-  _globals['_GETALIASRESPONSE']._serialized_start=1730
-  _globals['_GETALIASRESPONSE']._serialized_end=1791
-  _globals['_SETALIASREQUEST']._serialized_start=1793
-  _globals['_SETALIASREQUEST']._serialized_end=1853
-  _globals['_SETALIASRESPONSE']._serialized_start=1855
-  _globals['_SETALIASRESPONSE']._serialized_end=1916
-  _globals['_DELETEALIASREQUEST']._serialized_start=1918
-  _globals['_DELETEALIASREQUEST']._serialized_end=1966
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1968
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1989
-  _globals['_WATCHMODELSREQUEST']._serialized_start=1991
-  _globals['_WATCHMODELSREQUEST']._serialized_end=2049
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=2052
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=2252
-  _globals['_REGISTRYSERVICE']._serialized_start=2255
-  _globals['_REGISTRYSERVICE']._serialized_end=3231
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\037\022\035/v1/{name=tenants/*/models/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\037\022\035/v1/{parent=tenants/*}/models'
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetVersion']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetVersion']._serialized_options = b'\202\323\344\223\002*\022(/v1/{name=tenants/*/models/*/versions/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListVersions']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['ListVersions']._serialized_options = b'\202\323\344\223\002*\022(/v1/{parent=tenants/*/models/*}/versions'
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetAlias']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['GetAlias']._serialized_options = b'\202\323\344\223\002)\022\'/v1/{name=tenants/*/models/*/aliases/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['SetAlias']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['SetAlias']._serialized_options = b'\202\323\344\223\0026\032-/v1/{alias.name=tenants/*/models/*/aliases/*}:\005alias'
+  _globals['_REGISTRYSERVICE'].methods_by_name['DeleteAlias']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['DeleteAlias']._serialized_options = b'\202\323\344\223\002)*\'/v1/{name=tenants/*/models/*/aliases/*}'
+  _globals['_REGISTRYSERVICE'].methods_by_name['WatchModels']._loaded_options = None
+  _globals['_REGISTRYSERVICE'].methods_by_name['WatchModels']._serialized_options = b'\202\323\344\223\002%\022#/v1/{parent=tenants/*}/models:watch'
+  _globals['_MODEL']._serialized_start=123
+  _globals['_MODEL']._serialized_end=262
+  _globals['_VERSION']._serialized_start=265
+  _globals['_VERSION']._serialized_end=503
+  _globals['_VERSION_METRICSENTRY']._serialized_start=457
+  _globals['_VERSION_METRICSENTRY']._serialized_end=503
+  _globals['_FILE']._serialized_start=505
+  _globals['_FILE']._serialized_end=561
+  _globals['_ALIAS']._serialized_start=563
+  _globals['_ALIAS']._serialized_end=664
+  _globals['_REGISTERVERSIONREQUEST']._serialized_start=667
+  _globals['_REGISTERVERSIONREQUEST']._serialized_end=1005
+  _globals['_REGISTERVERSIONREQUEST_HEADER']._serialized_start=781
+  _globals['_REGISTERVERSIONREQUEST_HEADER']._serialized_end=997
+  _globals['_REGISTERVERSIONREQUEST_HEADER_METRICSENTRY']._serialized_start=457
+  _globals['_REGISTERVERSIONREQUEST_HEADER_METRICSENTRY']._serialized_end=503
+  _globals['_REGISTERVERSIONRESPONSE']._serialized_start=1007
+  _globals['_REGISTERVERSIONRESPONSE']._serialized_end=1079
+  _globals['_GETMODELREQUEST']._serialized_start=1081
+  _globals['_GETMODELREQUEST']._serialized_end=1112
+  _globals['_GETMODELRESPONSE']._serialized_start=1114
+  _globals['_GETMODELRESPONSE']._serialized_end=1175
+  _globals['_LISTMODELSREQUEST']._serialized_start=1177
+  _globals['_LISTMODELSREQUEST']._serialized_end=1251
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1253
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1342
+  _globals['_GETVERSIONREQUEST']._serialized_start=1344
+  _globals['_GETVERSIONREQUEST']._serialized_end=1377
+  _globals['_GETVERSIONRESPONSE']._serialized_start=1379
+  _globals['_GETVERSIONRESPONSE']._serialized_end=1446
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1448
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1524
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1526
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1621
+  _globals['_READFILEREQUEST']._serialized_start=1623
+  _globals['_READFILEREQUEST']._serialized_end=1690
+  _globals['_READFILERESPONSE']._serialized_start=1692
+  _globals['_READFILERESPONSE']._serialized_end=1725
+  _globals['_GETALIASREQUEST']._serialized_start=1727
+  _globals['_GETALIASREQUEST']._serialized_end=1758
+  _globals['_GETALIASRESPONSE']._serialized_start=1760
+  _globals['_GETALIASRESPONSE']._serialized_end=1821
+  _globals['_SETALIASREQUEST']._serialized_start=1823
+  _globals['_SETALIASREQUEST']._serialized_end=1883
+  _globals['_SETALIASRESPONSE']._serialized_start=1885
+  _globals['_SETALIASRESPONSE']._serialized_end=1946
+  _globals['_DELETEALIASREQUEST']._serialized_start=1948
+  _globals['_DELETEALIASREQUEST']._serialized_end=1996
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1998
+  _globals['_DELETEALIASRESPONSE']._serialized_end=2019
+  _globals['_WATCHMODELSREQUEST']._serialized_start=2021
+  _globals['_WATCHMODELSREQUEST']._serialized_end=2079
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=2082
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=2282
+  _globals['_REGISTRYSERVICE']._serialized_start=2285
+  _globals['_REGISTRYSERVICE']._serialized_end=3651
 # @@protoc_insertion_point(module_scope)

@@ -22,38 +22,43 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n servery/trainer/v1/dataset.proto\x12\x12servery.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x31\n\x06\x66ormat\x18\x03 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12+\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1a.servery.trainer.v1.Column\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04type\x18\x02 \x01(\x0e\x32\x1e.servery.trainer.v1.ColumnType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x15\n\rmissing_count\x18\x05 \x01(\x03\x12\x16\n\x0e\x64istinct_count\x18\x06 \x01(\x03\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xe5\x01\n\x14\x43reateDatasetRequest\x12\x41\n\x06header\x18\x01 \x01(\x0b\x32/.servery.trainer.v1.CreateDatasetRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1aq\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x31\n\x06\x66ormat\x18\x02 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\tB\x06\n\x04part\"E\n\x15\x43reateDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x12GetDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x14ListDatasetsResponse\x12-\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1b.servery.trainer.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x9a\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x1d\n\x19\x44\x41TASET_FORMAT_JSON_LINES\x10\x04*\x87\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_NUMERIC\x10\x01\x12\x14\n\x10\x43OLUMN_TYPE_TEXT\x10\x02\x12\x17\n\x13\x43OLUMN_TYPE_BOOLEAN\x10\x03\x12\x14\n\x10\x43OLUMN_TYPE_DATE\x10\x04\x32\xb8\x02\n\x0e\x44\x61tasetService\x12\x66\n\rCreateDataset\x12(.servery.trainer.v1.CreateDatasetRequest\x1a).servery.trainer.v1.CreateDatasetResponse(\x01\x12[\n\nGetDataset\x12%.servery.trainer.v1.GetDatasetRequest\x1a&.servery.trainer.v1.GetDatasetResponse\x12\x61\n\x0cListDatasets\x12\'.servery.trainer.v1.ListDatasetsRequest\x1a(.servery.trainer.v1.ListDatasetsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n servery/trainer/v1/dataset.proto\x12\x12servery.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x31\n\x06\x66ormat\x18\x03 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12+\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1a.servery.trainer.v1.Column\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04type\x18\x02 \x01(\x0e\x32\x1e.servery.trainer.v1.ColumnType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x15\n\rmissing_count\x18\x05 \x01(\x03\x12\x16\n\x0e\x64istinct_count\x18\x06 \x01(\x03\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xe5\x01\n\x14\x43reateDatasetRequest\x12\x41\n\x06header\x18\x01 \x01(\x0b\x32/.servery.trainer.v1.CreateDatasetRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1aq\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x31\n\x06\x66ormat\x18\x02 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\tB\x06\n\x04part\"E\n\x15\x43reateDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x12GetDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x14ListDatasetsResponse\x12-\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1b.servery.trainer.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x9a\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x1d\n\x19\x44\x41TASET_FORMAT_JSON_LINES\x10\x04*\x87\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_NUMERIC\x10\x01\x12\x14\n\x10\x43OLUMN_TYPE_TEXT\x10\x02\x12\x17\n\x13\x43OLUMN_TYPE_BOOLEAN\x10\x03\x12\x14\n\x10\x43OLUMN_TYPE_DATE\x10\x04\x32\x8c\x03\n\x0e\x44\x61tasetService\x12\x66\n\rCreateDataset\x12(.servery.trainer.v1.CreateDatasetRequest\x1a).servery.trainer.v1.CreateDatasetResponse(\x01\x12\x84\x01\n\nGetDataset\x12%.servery.trainer.v1.GetDatasetRequest\x1a&.servery.trainer.v1.GetDatasetResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{name=tenants/*/datasets/*}\x12\x8a\x01\n\x0cListDatasets\x12\'.servery.trainer.v1.ListDatasetsRequest\x1a(.servery.trainer.v1.ListDatasetsResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=tenants/*}/datasetsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'servery.trainer.v1.dataset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASETFORMAT']._serialized_start=1118
-  _globals['_DATASETFORMAT']._serialized_end=1272
-  _globals['_COLUMNTYPE']._serialized_start=1275
-  _globals['_COLUMNTYPE']._serialized_end=1410
-  _globals['_DATASET']._serialized_start=90
-  _globals['_DATASET']._serialized_end=319
-  _globals['_COLUMN']._serialized_start=322
-  _globals['_COLUMN']._serialized_end=535
-  _globals['_CREATEDATASETREQUEST']._serialized_start=538
-  _globals['_CREATEDATASETREQUEST']._serialized_end=767
-  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_start=646
-  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_end=759
-  _globals['_CREATEDATASETRESPONSE']._serialized_start=769
-  _globals['_CREATEDATASETRESPONSE']._serialized_end=838
-  _globals['_GETDATASETREQUEST']._serialized_start=840
-  _globals['_GETDATASETREQUEST']._serialized_end=873
-  _globals['_GETDATASETRESPONSE']._serialized_start=875
-  _globals['_GETDATASETRESPONSE']._serialized_end=941
-  _globals['_LISTDATASETSREQUEST']._serialized_start=943
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1019
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1021
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1115
-  _globals['_DATASETSERVICE']._serialized_start=1413
-  _globals['_DATASETSERVICE']._serialized_end=1725
+  _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._serialized_options = b'\202\323\344\223\002!\022\037/v1/{name=tenants/*/datasets/*}'
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._serialized_options = b'\202\323\344\223\002!\022\037/v1/{parent=tenants/*}/datasets'
+  _globals['_DATASETFORMAT']._serialized_start=1148
+  _globals['_DATASETFORMAT']._serialized_end=1302
+  _globals['_COLUMNTYPE']._serialized_start=1305
+  _globals['_COLUMNTYPE']._serialized_end=1440
+  _globals['_DATASET']._serialized_start=120
+  _globals['_DATASET']._serialized_end=349
+  _globals['_COLUMN']._serialized_start=352
+  _globals['_COLUMN']._serialized_end=565
+  _globals['_CREATEDATASETREQUEST']._serialized_start=568
+  _globals['_CREATEDATASETREQUEST']._serialized_end=797
+  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_start=676
+  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_end=789
+  _globals['_CREATEDATASETRESPONSE']._serialized_start=799
+  _globals['_CREATEDATASETRESPONSE']._serialized_end=868
+  _globals['_GETDATASETREQUEST']._serialized_start=870
+  _globals['_GETDATASETREQUEST']._serialized_end=903
+  _globals['_GETDATASETRESPONSE']._serialized_start=905
+  _globals['_GETDATASETRESPONSE']._serialized_end=971
+  _globals['_LISTDATASETSREQUEST']._serialized_start=973
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1049
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1051
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1145
+  _globals['_DATASETSERVICE']._serialized_start=1443
+  _globals['_DATASETSERVICE']._serialized_end=1839
 # @@protoc_insertion_point(module_scope)
