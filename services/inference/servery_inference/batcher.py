@@ -6,11 +6,12 @@ on the loop, so a request to an idle short model is answered with no hand-over a
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from servery_inference.answer_order import AnswerOrder
 from servery_inference.batch import Batch, NotRowWiseError, kind_of, part
+from servery_inference.batch_choice import choose
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.engine import RunFailedError
 from servery_inference.execution import Execution, Run
@@ -73,7 +74,7 @@ class Batcher:
         self._queue = WorkQueue(policy.levels, room)
         self._joins = policy.max_rows > 1
         self._running: set[asyncio.Task[None]] = set()
-        self._order: deque[Work] = deque()
+        self._answers = AnswerOrder(policy.is_ordered)
         self._poked = False
         self._timer: asyncio.TimerHandle | None = None
         self._in_turn = 0
@@ -97,7 +98,7 @@ class Batcher:
             ModelCannotRunError: The graph refuses the values.
         """
         arrival = time.perf_counter_ns()
-        if not self._queue and not self._order and self._may_run_now(size, deadline):
+        if not self._queue and not self._answers and self._may_run_now(size, deadline):
             try:
                 run = self._execution.here((feed,), names, size)
             except RunFailedError as error:
@@ -157,8 +158,7 @@ class Batcher:
         work.since = now
         if self._joins:
             work.kind = kind_of(work.feed)
-        if self._policy.is_ordered:
-            self._order.append(work)
+        self._answers.join(work)
         loop = asyncio.get_running_loop()
         if work.deadline is not None and (wait_s is None or now + wait_s > work.deadline):
             work.timer = loop.call_later(work.deadline - now, self._pass_deadline, work)
@@ -190,7 +190,7 @@ class Batcher:
 
     def _refuse(self, work: Work, error: Exception) -> None:
         if self._dequeue(work):
-            self._settle(work, error)
+            self._answers.settle(work, error)
             self._poke()
 
     def _leave(self, work: Work) -> None:
@@ -200,7 +200,7 @@ class Batcher:
         elif work.batch is not None:
             work.batch.live -= 1
             work.batch.options.terminate = not work.batch.live
-        self._release()
+        self._answers.release()
 
     def _dequeue(self, work: Work) -> bool:
         if work.timer is not None:
@@ -222,53 +222,22 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         while self._queue:
-            works, wait_s = self._next(time.monotonic())
-            is_short = self._costs.is_short(sum(work.size for work in works))
+            now = time.monotonic()
+            chosen = choose(self._queue, self._policy, self._costs, now, joins=self._joins)
+            is_short = self._costs.is_short(chosen.size)
             if not is_short and len(self._running) >= self._slots:
                 return
-            if wait_s > 0:
-                self._timer = asyncio.get_running_loop().call_later(wait_s, self._form)
+            if chosen.wait_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(chosen.wait_s, self._form)
                 return
-            for work in works:
+            for work in chosen.works:
                 self._dequeue(work)
-            batch = self._batch(works)
+            batch = self._batch(chosen.works)
             if not is_short or not self._run_here(batch):
                 self._start(batch)
             else:
                 self._poke()  # Others get the event loop in between.
                 return
-
-    def _next(self, now: float) -> tuple[list[Work], float]:
-        """Choose the works to run next, and how long to wait for more before that."""
-        waiting = iter(self._queue)
-        works = [next(waiting)]
-        rows, size = works[0].rows, works[0].size
-        deadline = works[0].deadline
-        preferred = 1 if rows in self._policy.preferred else 0
-        is_closed = not self._joins or rows >= self._policy.max_rows
-        while not is_closed and (work := next(waiting, None)) is not None:
-            if work.kind != works[0].kind:
-                is_closed = self._policy.is_ordered
-                continue
-            due = _sooner(deadline, work.deadline)
-            late = due is not None and now + self._costs.estimate(size + work.size) > due
-            pays = self._policy.delay_s or self._costs.joining_pays(works[0].size, size + work.size)
-            if rows + work.rows > self._policy.max_rows or late or not pays:
-                is_closed = True
-                break
-            works.append(work)
-            rows, size, deadline = rows + work.rows, size + work.size, due
-            if rows in self._policy.preferred:
-                preferred = len(works)
-            is_closed = rows >= self._policy.max_rows
-        if preferred:
-            return works[:preferred], 0.0
-        if is_closed or not self._policy.delay_s:
-            return works, 0.0
-        until = min(work.since for work in works) + self._policy.delay_s
-        if deadline is not None:
-            until = min(until, deadline - self._costs.estimate(size))
-        return works, until - now
 
     def _batch(self, works: Sequence[Work]) -> Batch:
         names = works[0].names
@@ -313,7 +282,7 @@ class Batcher:
             raise
         except Exception as error:  # RunEndedError when nobody waits; else a bug to be seen.
             for work in batch.works:
-                self._settle(work, error)
+                self._answers.settle(work, error)
 
     def _deliver(self, batch: Batch, run: Run) -> None:
         start = time.perf_counter_ns()
@@ -325,7 +294,7 @@ class Batcher:
             if work.names != batch.names:
                 by_name = dict(zip(batch.names, values, strict=True))
                 wanted = [by_name[name] for name in work.names]
-            self._settle(work, Result(wanted, _timing(run, work.arrival_ns, output_ns)))
+            self._answers.settle(work, Result(wanted, _timing(run, work.arrival_ns, output_ns)))
 
     def _record(self, rows: int, run: Run, output_ns: int) -> None:
         self._statistics.record_execution(
@@ -337,39 +306,11 @@ class Batcher:
         if isinstance(error, NotRowWiseError):
             self._joins = False
         elif len(batch.works) == 1:
-            self._settle(batch.works[0], ModelCannotRunError(self._model, error))
+            self._answers.settle(batch.works[0], ModelCannotRunError(self._model, error))
             return
         for work in batch.works:
             if not work.future.done():
                 self._start(self._batch([work]))
-
-    def _settle(self, work: Work, outcome: Result | Exception) -> None:
-        """Answer a work; where order counts, after those before it."""
-        if not self._policy.is_ordered:
-            _resolve(work, outcome)
-            return
-        work.outcome = outcome
-        self._release()
-
-    def _release(self) -> None:
-        while self._order and (self._order[0].outcome is not None or self._order[0].future.done()):
-            work = self._order.popleft()
-            _resolve(work, work.outcome)
-
-
-def _resolve(work: Work, outcome: Result | Exception | None) -> None:
-    if work.future.done():
-        return
-    if isinstance(outcome, Exception):
-        work.future.set_exception(outcome)
-    else:
-        work.future.set_result(outcome)
-
-
-def _sooner(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return min(one, other)
 
 
 def _timing(run: Run, arrival_ns: int, output_ns: int) -> Timing:
