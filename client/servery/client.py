@@ -15,7 +15,10 @@ from servery.inference.v1 import grpc_service_pb2_grpc as pb_grpc
 from servery.jobs import Jobs
 from servery.keys import Keys
 from servery.models import Models
+from servery.quotas import Quotas
+from servery.tenants import Tenants
 from servery.tensors import from_output, to_input
+from servery.usage import Usage
 
 
 class Client:
@@ -46,6 +49,9 @@ class Client:
         self.jobs = Jobs(self._connection)
         self.keys = Keys(self._connection)
         self.models = Models(self._connection)
+        self.quotas = Quotas(self._connection)
+        self.tenants = Tenants(self._connection)
+        self.usage = Usage(self._connection)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from servery.cli import datasets, jobs, keys, models, output, predict, train, up
+from servery.cli import (
+    datasets,
+    jobs,
+    keys,
+    models,
+    output,
+    predict,
+    quotas,
+    tenants,
+    train,
+    up,
+    usage,
+)
 from servery.cli.session import Session
 from servery.errors import ApiError
 
@@ -23,6 +35,9 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(quotas.app, name="quotas")
+app.command("usage")(usage.usage)
 
 
 @app.callback()

@@ -65,9 +65,13 @@ def list_(
         print_json([as_dict(key) for key in keys])
     else:
         print_table(
-            ["KEY", "NAME", "CREATED", "STATE", "PERMISSIONS"],
+            ["KEY", "NAME", "CREATED", "LAST USED", "STATE", "PERMISSIONS"],
             (
-                (short(k.name), k.display_name, when(k.create_time), _state(k), _permissions(k))
+                (
+                    *(short(k.name), k.display_name, when(k.create_time)),
+                    when(k.last_use_time) if k.HasField("last_use_time") else "never",
+                    *(_state(k), _permissions(k)),
+                )
                 for k in keys
             ),
         )

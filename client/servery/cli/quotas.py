@@ -1,0 +1,56 @@
+"""`servery quotas`: how much tenants and keys may call."""
+
+from typing import Annotated
+
+import typer
+
+from servery.cli.output import Format, Output, as_dict, print_json, print_table
+from servery.cli.session import connect
+from servery.gateway.v1 import quota_pb2 as pb
+from servery.tenants import tenant_name
+
+app = typer.Typer(help="Quotas: how much tenants and keys may call.", no_args_is_help=True)
+
+Owner = Annotated[
+    str, typer.Argument(help="Id of a tenant, or resource name tenants/T/apiKeys/K of a key.")
+]
+
+
+@app.command("set")
+def set_(
+    context: typer.Context,
+    owner: Owner,
+    per_second: Annotated[
+        int, typer.Option(min=0, help="Calls a second, by each gateway process; 0: no limit.")
+    ] = 0,
+    per_day: Annotated[
+        int, typer.Option(min=0, help="Calls a day, from midnight in UTC; 0: no limit.")
+    ] = 0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Replace a quota; what is not given has no limit. In force when this returns."""
+    quota = pb.Quota(
+        name=tenant_name(owner), requests_per_second=per_second, requests_per_day=per_day
+    )
+    with connect(context) as servery:
+        stored = servery.quotas.set(quota)
+    _print(pb.GetQuotaResponse(quota=stored), output)
+
+
+@app.command()
+def show(context: typer.Context, owner: Owner, output: Output = Format.TABLE) -> None:
+    """Show a quota, and what is used of it today."""
+    with connect(context) as servery:
+        _print(servery.quotas.get(tenant_name(owner)), output)
+
+
+def _print(found: pb.GetQuotaResponse, output: Format) -> None:
+    if output is Format.JSON:
+        print_json(as_dict(found))
+        return
+    quota = found.quota
+    limits = (quota.requests_per_second, quota.requests_per_day)
+    print_table(
+        ["OWNER", "PER SECOND", "PER DAY", "TODAY"],
+        [(quota.name, *(limit or "-" for limit in limits), found.requests_today)],
+    )
