@@ -70,8 +70,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """(INVALID_ARGUMENT) The data cannot be used as asked. metadata: `problem`, one of
     `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
     `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
-    `WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`; where they apply also `row` (from 1,
-    the header of a CSV file not counted), `column`, `array`.
+    `WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `PATH_ESCAPE`, `LINK`, `NESTED_ARCHIVE`,
+    `DUPLICATE_FILE`, `WRONG_LAYOUT`; where they apply also `row` (from 1, the header of a CSV file
+    not counted), `column`, `array`, `file` (of an archive).
     """
     ERROR_REASON_TRAINING_JOB_NOT_FOUND: _ErrorReason.ValueType  # 42
     """(NOT_FOUND) No training job has this name. metadata: `name`."""
@@ -83,6 +84,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_TRAINING_JOB_CRASHED: _ErrorReason.ValueType  # 45
     """In `TrainingJob.error` only: the process of the job ended without a result. metadata: `exit`."""
+    ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 50
+    """(NOT_FOUND) No upload has this name; it ended, expired or was never begun. metadata: `name`."""
+    ERROR_REASON_UPLOAD_MOVED: _ErrorReason.ValueType  # 51
+    """(ABORTED) The bytes do not go on where the upload ends; look up where that is and go on there.
+    metadata: `name`, `received_bytes`.
+    """
+    ERROR_REASON_UPLOAD_STALLED: _ErrorReason.ValueType  # 52
+    """(ABORTED) No byte of an upload came for too long. metadata: `stall_s`."""
+    ERROR_REASON_UPLOAD_LIMIT: _ErrorReason.ValueType  # 53
+    """(RESOURCE_EXHAUSTED) The tenant has as many uploads under way as it may. metadata: `limit`."""
+    ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 54
+    """(RESOURCE_EXHAUSTED) The server's disk has no room for a file. metadata: `needed_bytes`,
+    `free_bytes`.
+    """
     ERROR_REASON_TENANT_NOT_FOUND: _ErrorReason.ValueType  # 60
     """(NOT_FOUND) No tenant has this name. metadata: `name`."""
     ERROR_REASON_TENANT_EXISTS: _ErrorReason.ValueType  # 61
@@ -188,8 +203,9 @@ ERROR_REASON_DATASET_INVALID: ErrorReason.ValueType  # 41
 """(INVALID_ARGUMENT) The data cannot be used as asked. metadata: `problem`, one of
 `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
 `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
-`WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`; where they apply also `row` (from 1,
-the header of a CSV file not counted), `column`, `array`.
+`WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `PATH_ESCAPE`, `LINK`, `NESTED_ARCHIVE`,
+`DUPLICATE_FILE`, `WRONG_LAYOUT`; where they apply also `row` (from 1, the header of a CSV file
+not counted), `column`, `array`, `file` (of an archive).
 """
 ERROR_REASON_TRAINING_JOB_NOT_FOUND: ErrorReason.ValueType  # 42
 """(NOT_FOUND) No training job has this name. metadata: `name`."""
@@ -201,6 +217,20 @@ metadata: `max_relative_error`, `tolerance`.
 """
 ERROR_REASON_TRAINING_JOB_CRASHED: ErrorReason.ValueType  # 45
 """In `TrainingJob.error` only: the process of the job ended without a result. metadata: `exit`."""
+ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 50
+"""(NOT_FOUND) No upload has this name; it ended, expired or was never begun. metadata: `name`."""
+ERROR_REASON_UPLOAD_MOVED: ErrorReason.ValueType  # 51
+"""(ABORTED) The bytes do not go on where the upload ends; look up where that is and go on there.
+metadata: `name`, `received_bytes`.
+"""
+ERROR_REASON_UPLOAD_STALLED: ErrorReason.ValueType  # 52
+"""(ABORTED) No byte of an upload came for too long. metadata: `stall_s`."""
+ERROR_REASON_UPLOAD_LIMIT: ErrorReason.ValueType  # 53
+"""(RESOURCE_EXHAUSTED) The tenant has as many uploads under way as it may. metadata: `limit`."""
+ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 54
+"""(RESOURCE_EXHAUSTED) The server's disk has no room for a file. metadata: `needed_bytes`,
+`free_bytes`.
+"""
 ERROR_REASON_TENANT_NOT_FOUND: ErrorReason.ValueType  # 60
 """(NOT_FOUND) No tenant has this name. metadata: `name`."""
 ERROR_REASON_TENANT_EXISTS: ErrorReason.ValueType  # 61

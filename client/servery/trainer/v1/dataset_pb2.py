@@ -26,39 +26,103 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n servery/trainer/v1/dataset.proto\x12\x12servery.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x31\n\x06\x66ormat\x18\x03 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12+\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1a.servery.trainer.v1.Column\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04type\x18\x02 \x01(\x0e\x32\x1e.servery.trainer.v1.ColumnType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x15\n\rmissing_count\x18\x05 \x01(\x03\x12\x16\n\x0e\x64istinct_count\x18\x06 \x01(\x03\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xe5\x01\n\x14\x43reateDatasetRequest\x12\x41\n\x06header\x18\x01 \x01(\x0b\x32/.servery.trainer.v1.CreateDatasetRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1aq\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x31\n\x06\x66ormat\x18\x02 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\tB\x06\n\x04part\"E\n\x15\x43reateDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x12GetDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x14ListDatasetsResponse\x12-\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1b.servery.trainer.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x9a\x01\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x1d\n\x19\x44\x41TASET_FORMAT_JSON_LINES\x10\x04*\x87\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_NUMERIC\x10\x01\x12\x14\n\x10\x43OLUMN_TYPE_TEXT\x10\x02\x12\x17\n\x13\x43OLUMN_TYPE_BOOLEAN\x10\x03\x12\x14\n\x10\x43OLUMN_TYPE_DATE\x10\x04\x32\x8c\x03\n\x0e\x44\x61tasetService\x12\x66\n\rCreateDataset\x12(.servery.trainer.v1.CreateDatasetRequest\x1a).servery.trainer.v1.CreateDatasetResponse(\x01\x12\x84\x01\n\nGetDataset\x12%.servery.trainer.v1.GetDatasetRequest\x1a&.servery.trainer.v1.GetDatasetResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{name=tenants/*/datasets/*}\x12\x8a\x01\n\x0cListDatasets\x12\'.servery.trainer.v1.ListDatasetsRequest\x1a(.servery.trainer.v1.ListDatasetsResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=tenants/*}/datasetsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n servery/trainer/v1/dataset.proto\x12\x12servery.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x31\n\x06\x66ormat\x18\x03 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x11\n\trow_count\x18\x05 \x01(\x03\x12+\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1a.servery.trainer.v1.Column\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x02\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04type\x18\x02 \x01(\x0e\x32\x1e.servery.trainer.v1.ColumnType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x15\n\rmissing_count\x18\x05 \x01(\x03\x12\x16\n\x0e\x64istinct_count\x18\x06 \x01(\x03\x12\x14\n\x07minimum\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08\x64\x65\x63lared\x18\t \x01(\x08\x12\x11\n\x04mean\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1f\n\x12standard_deviation\x18\x0b \x01(\x01H\x03\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximumB\x07\n\x05_meanB\x15\n\x13_standard_deviation\"\x92\x03\n\x14\x43reateDatasetRequest\x12\x41\n\x06header\x18\x01 \x01(\x0b\x32/.servery.trainer.v1.CreateDatasetRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1a\x9d\x02\n\x06Header\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x31\n\x06\x66ormat\x18\x02 \x01(\x0e\x32!.servery.trainer.v1.DatasetFormat\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12V\n\x0c\x63olumn_types\x18\x05 \x03(\x0b\x32@.servery.trainer.v1.CreateDatasetRequest.Header.ColumnTypesEntry\x1aR\n\x10\x43olumnTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0e\x32\x1e.servery.trainer.v1.ColumnType:\x02\x38\x01\x42\x06\n\x04part\"E\n\x15\x43reateDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x12GetDatasetResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"L\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x14ListDatasetsResponse\x12-\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1b.servery.trainer.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb4\x01\n\x06Upload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\x06header\x18\x02 \x01(\x0b\x32/.servery.trainer.v1.CreateDatasetRequest.Header\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereceived_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x13\x43reateUploadRequest\x12?\n\x06header\x18\x01 \x01(\x0b\x32/.servery.trainer.v1.CreateDatasetRequest.Header\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"B\n\x14\x43reateUploadResponse\x12*\n\x06upload\x18\x01 \x01(\x0b\x32\x1a.servery.trainer.v1.Upload\" \n\x10GetUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetUploadResponse\x12*\n\x06upload\x18\x01 \x01(\x0b\x32\x1a.servery.trainer.v1.Upload\"\x9e\x01\n\x13\x41ppendUploadRequest\x12\x44\n\x08position\x18\x01 \x01(\x0b\x32\x30.servery.trainer.v1.AppendUploadRequest.PositionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1a(\n\x08Position\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x42\x06\n\x04part\"B\n\x14\x41ppendUploadResponse\x12*\n\x06upload\x18\x01 \x01(\x0b\x32\x1a.servery.trainer.v1.Upload\"%\n\x15\x43ompleteUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x16\x43ompleteUploadResponse\x12,\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1b.servery.trainer.v1.Dataset\"#\n\x13\x44\x65leteUploadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteUploadResponse\"\xc4\x04\n\x16ValidateDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12Q\n\x0c\x63olumn_types\x18\x04 \x03(\x0b\x32;.servery.trainer.v1.ValidateDatasetRequest.ColumnTypesEntry\x12\x46\n\x06ranges\x18\x05 \x03(\x0b\x32\x36.servery.trainer.v1.ValidateDatasetRequest.RangesEntry\x12\x35\n\x0csplit_method\x18\x06 \x01(\x0e\x32\x1f.servery.trainer.v1.SplitMethod\x12\x14\n\x0csplit_column\x18\x07 \x01(\t\x12 \n\x13validation_fraction\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rtest_fraction\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x0c\n\x04seed\x18\n \x01(\r\x1aR\n\x10\x43olumnTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0e\x32\x1e.servery.trainer.v1.ColumnType:\x02\x38\x01\x1aH\n\x0bRangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.servery.trainer.v1.Range:\x02\x38\x01\x42\x16\n\x14_validation_fractionB\x10\n\x0e_test_fraction\"K\n\x05Range\x12\x14\n\x07minimum\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"[\n\x17ValidateDatasetResponse\x12-\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x1b.servery.trainer.v1.Finding\x12\x11\n\trow_count\x18\x02 \x01(\x03\"\x89\x02\n\x07\x46inding\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.servery.trainer.v1.FindingKind\x12\x35\n\x08severity\x18\x02 \x01(\x0e\x32#.servery.trainer.v1.FindingSeverity\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x03(\x03\x12\x39\n\x07\x66igures\x18\x05 \x03(\x0b\x32(.servery.trainer.v1.Finding.FiguresEntry\x12\x0f\n\x07message\x18\x06 \x01(\t\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\x86\x02\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_NPZ\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03\x12\x1d\n\x19\x44\x41TASET_FORMAT_JSON_LINES\x10\x04\x12\x16\n\x12\x44\x41TASET_FORMAT_IDX\x10\x05\x12\x19\n\x15\x44\x41TASET_FORMAT_IMAGES\x10\x06\x12\x18\n\x14\x44\x41TASET_FORMAT_TEXTS\x10\x07\x12\x1d\n\x19\x44\x41TASET_FORMAT_TEXT_LINES\x10\x08*\x87\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_NUMERIC\x10\x01\x12\x14\n\x10\x43OLUMN_TYPE_TEXT\x10\x02\x12\x17\n\x13\x43OLUMN_TYPE_BOOLEAN\x10\x03\x12\x14\n\x10\x43OLUMN_TYPE_DATE\x10\x04*w\n\x0bSplitMethod\x12\x1c\n\x18SPLIT_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17SPLIT_METHOD_STRATIFIED\x10\x01\x12\x16\n\x12SPLIT_METHOD_GROUP\x10\x02\x12\x15\n\x11SPLIT_METHOD_TIME\x10\x03*\xff\x02\n\x0b\x46indingKind\x12\x1c\n\x18\x46INDING_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INDING_KIND_MISSING\x10\x01\x12\x19\n\x15\x46INDING_KIND_CONSTANT\x10\x02\x12\x1c\n\x18\x46INDING_KIND_NEAR_UNIQUE\x10\x03\x12\x1b\n\x17\x46INDING_KIND_WRONG_TYPE\x10\x04\x12\x1d\n\x19\x46INDING_KIND_OUT_OF_RANGE\x10\x05\x12 \n\x1c\x46INDING_KIND_CLASS_IMBALANCE\x10\x06\x12\x1b\n\x17\x46INDING_KIND_DUPLICATES\x10\x07\x12)\n%FINDING_KIND_DUPLICATES_ACROSS_SPLITS\x10\x08\x12\x1f\n\x1b\x46INDING_KIND_CONTRADICTIONS\x10\t\x12\x1c\n\x18\x46INDING_KIND_TARGET_LEAK\x10\n\x12\x1a\n\x16\x46INDING_KIND_TIME_LEAK\x10\x0b*\x88\x01\n\x0f\x46indingSeverity\x12 \n\x1c\x46INDING_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46INDING_SEVERITY_INFO\x10\x01\x12\x1c\n\x18\x46INDING_SEVERITY_WARNING\x10\x02\x12\x1a\n\x16\x46INDING_SEVERITY_ERROR\x10\x03\x32\xd6\t\n\x0e\x44\x61tasetService\x12\x66\n\rCreateDataset\x12(.servery.trainer.v1.CreateDatasetRequest\x1a).servery.trainer.v1.CreateDatasetResponse(\x01\x12\x84\x01\n\nGetDataset\x12%.servery.trainer.v1.GetDatasetRequest\x1a&.servery.trainer.v1.GetDatasetResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{name=tenants/*/datasets/*}\x12\x8a\x01\n\x0cListDatasets\x12\'.servery.trainer.v1.ListDatasetsRequest\x1a(.servery.trainer.v1.ListDatasetsResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=tenants/*}/datasets\x12\x9f\x01\n\x0fValidateDataset\x12*.servery.trainer.v1.ValidateDatasetRequest\x1a+.servery.trainer.v1.ValidateDatasetResponse\"3\x82\xd3\xe4\x93\x02-\"(/v1/{name=tenants/*/datasets/*}:validate:\x01*\x12\x93\x01\n\x0c\x43reateUpload\x12\'.servery.trainer.v1.CreateUploadRequest\x1a(.servery.trainer.v1.CreateUploadResponse\"0\x82\xd3\xe4\x93\x02*\"%/v1/{header.parent=tenants/*}/uploads:\x01*\x12\x80\x01\n\tGetUpload\x12$.servery.trainer.v1.GetUploadRequest\x1a%.servery.trainer.v1.GetUploadResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=tenants/*/uploads/*}\x12\x63\n\x0c\x41ppendUpload\x12\'.servery.trainer.v1.AppendUploadRequest\x1a(.servery.trainer.v1.AppendUploadResponse(\x01\x12\x9b\x01\n\x0e\x43ompleteUpload\x12).servery.trainer.v1.CompleteUploadRequest\x1a*.servery.trainer.v1.CompleteUploadResponse\"2\x82\xd3\xe4\x93\x02,\"\'/v1/{name=tenants/*/uploads/*}:complete:\x01*\x12\x89\x01\n\x0c\x44\x65leteUpload\x12\'.servery.trainer.v1.DeleteUploadRequest\x1a(.servery.trainer.v1.DeleteUploadResponse\"&\x82\xd3\xe4\x93\x02 *\x1e/v1/{name=tenants/*/uploads/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'servery.trainer.v1.dataset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CREATEDATASETREQUEST_HEADER_COLUMNTYPESENTRY']._loaded_options = None
+  _globals['_CREATEDATASETREQUEST_HEADER_COLUMNTYPESENTRY']._serialized_options = b'8\001'
+  _globals['_VALIDATEDATASETREQUEST_COLUMNTYPESENTRY']._loaded_options = None
+  _globals['_VALIDATEDATASETREQUEST_COLUMNTYPESENTRY']._serialized_options = b'8\001'
+  _globals['_VALIDATEDATASETREQUEST_RANGESENTRY']._loaded_options = None
+  _globals['_VALIDATEDATASETREQUEST_RANGESENTRY']._serialized_options = b'8\001'
+  _globals['_FINDING_FIGURESENTRY']._loaded_options = None
+  _globals['_FINDING_FIGURESENTRY']._serialized_options = b'8\001'
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._serialized_options = b'\202\323\344\223\002!\022\037/v1/{name=tenants/*/datasets/*}'
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._serialized_options = b'\202\323\344\223\002!\022\037/v1/{parent=tenants/*}/datasets'
-  _globals['_DATASETFORMAT']._serialized_start=1148
-  _globals['_DATASETFORMAT']._serialized_end=1302
-  _globals['_COLUMNTYPE']._serialized_start=1305
-  _globals['_COLUMNTYPE']._serialized_end=1440
+  _globals['_DATASETSERVICE'].methods_by_name['ValidateDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ValidateDataset']._serialized_options = b'\202\323\344\223\002-\"(/v1/{name=tenants/*/datasets/*}:validate:\001*'
+  _globals['_DATASETSERVICE'].methods_by_name['CreateUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['CreateUpload']._serialized_options = b'\202\323\344\223\002*\"%/v1/{header.parent=tenants/*}/uploads:\001*'
+  _globals['_DATASETSERVICE'].methods_by_name['GetUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetUpload']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{name=tenants/*/uploads/*}'
+  _globals['_DATASETSERVICE'].methods_by_name['CompleteUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['CompleteUpload']._serialized_options = b'\202\323\344\223\002,\"\'/v1/{name=tenants/*/uploads/*}:complete:\001*'
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteUpload']._serialized_options = b'\202\323\344\223\002 *\036/v1/{name=tenants/*/uploads/*}'
+  _globals['_DATASETFORMAT']._serialized_start=3303
+  _globals['_DATASETFORMAT']._serialized_end=3565
+  _globals['_COLUMNTYPE']._serialized_start=3568
+  _globals['_COLUMNTYPE']._serialized_end=3703
+  _globals['_SPLITMETHOD']._serialized_start=3705
+  _globals['_SPLITMETHOD']._serialized_end=3824
+  _globals['_FINDINGKIND']._serialized_start=3827
+  _globals['_FINDINGKIND']._serialized_end=4210
+  _globals['_FINDINGSEVERITY']._serialized_start=4213
+  _globals['_FINDINGSEVERITY']._serialized_end=4349
   _globals['_DATASET']._serialized_start=120
   _globals['_DATASET']._serialized_end=349
   _globals['_COLUMN']._serialized_start=352
-  _globals['_COLUMN']._serialized_end=565
-  _globals['_CREATEDATASETREQUEST']._serialized_start=568
-  _globals['_CREATEDATASETREQUEST']._serialized_end=797
-  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_start=676
-  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_end=789
-  _globals['_CREATEDATASETRESPONSE']._serialized_start=799
-  _globals['_CREATEDATASETRESPONSE']._serialized_end=868
-  _globals['_GETDATASETREQUEST']._serialized_start=870
-  _globals['_GETDATASETREQUEST']._serialized_end=903
-  _globals['_GETDATASETRESPONSE']._serialized_start=905
-  _globals['_GETDATASETRESPONSE']._serialized_end=971
-  _globals['_LISTDATASETSREQUEST']._serialized_start=973
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1049
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1051
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1145
-  _globals['_DATASETSERVICE']._serialized_start=1443
-  _globals['_DATASETSERVICE']._serialized_end=1839
+  _globals['_COLUMN']._serialized_end=667
+  _globals['_CREATEDATASETREQUEST']._serialized_start=670
+  _globals['_CREATEDATASETREQUEST']._serialized_end=1072
+  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_start=779
+  _globals['_CREATEDATASETREQUEST_HEADER']._serialized_end=1064
+  _globals['_CREATEDATASETREQUEST_HEADER_COLUMNTYPESENTRY']._serialized_start=982
+  _globals['_CREATEDATASETREQUEST_HEADER_COLUMNTYPESENTRY']._serialized_end=1064
+  _globals['_CREATEDATASETRESPONSE']._serialized_start=1074
+  _globals['_CREATEDATASETRESPONSE']._serialized_end=1143
+  _globals['_GETDATASETREQUEST']._serialized_start=1145
+  _globals['_GETDATASETREQUEST']._serialized_end=1178
+  _globals['_GETDATASETRESPONSE']._serialized_start=1180
+  _globals['_GETDATASETRESPONSE']._serialized_end=1246
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1248
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1324
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1326
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1420
+  _globals['_UPLOAD']._serialized_start=1423
+  _globals['_UPLOAD']._serialized_end=1603
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=1605
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=1711
+  _globals['_CREATEUPLOADRESPONSE']._serialized_start=1713
+  _globals['_CREATEUPLOADRESPONSE']._serialized_end=1779
+  _globals['_GETUPLOADREQUEST']._serialized_start=1781
+  _globals['_GETUPLOADREQUEST']._serialized_end=1813
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1815
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1878
+  _globals['_APPENDUPLOADREQUEST']._serialized_start=1881
+  _globals['_APPENDUPLOADREQUEST']._serialized_end=2039
+  _globals['_APPENDUPLOADREQUEST_POSITION']._serialized_start=1991
+  _globals['_APPENDUPLOADREQUEST_POSITION']._serialized_end=2031
+  _globals['_APPENDUPLOADRESPONSE']._serialized_start=2041
+  _globals['_APPENDUPLOADRESPONSE']._serialized_end=2107
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=2109
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=2146
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=2148
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=2218
+  _globals['_DELETEUPLOADREQUEST']._serialized_start=2220
+  _globals['_DELETEUPLOADREQUEST']._serialized_end=2255
+  _globals['_DELETEUPLOADRESPONSE']._serialized_start=2257
+  _globals['_DELETEUPLOADRESPONSE']._serialized_end=2279
+  _globals['_VALIDATEDATASETREQUEST']._serialized_start=2282
+  _globals['_VALIDATEDATASETREQUEST']._serialized_end=2862
+  _globals['_VALIDATEDATASETREQUEST_COLUMNTYPESENTRY']._serialized_start=982
+  _globals['_VALIDATEDATASETREQUEST_COLUMNTYPESENTRY']._serialized_end=1064
+  _globals['_VALIDATEDATASETREQUEST_RANGESENTRY']._serialized_start=2748
+  _globals['_VALIDATEDATASETREQUEST_RANGESENTRY']._serialized_end=2820
+  _globals['_RANGE']._serialized_start=2864
+  _globals['_RANGE']._serialized_end=2939
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=2941
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=3032
+  _globals['_FINDING']._serialized_start=3035
+  _globals['_FINDING']._serialized_end=3300
+  _globals['_FINDING_FIGURESENTRY']._serialized_start=3254
+  _globals['_FINDING_FIGURESENTRY']._serialized_end=3300
+  _globals['_DATASETSERVICE']._serialized_start=4352
+  _globals['_DATASETSERVICE']._serialized_end=5590
 # @@protoc_insertion_point(module_scope)

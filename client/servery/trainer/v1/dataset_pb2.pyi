@@ -40,6 +40,26 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """One JSON object of numbers, texts, booleans and nulls per line, in UTF-8. Nulls, blank texts
     and keys that a line lacks are missing values.
     """
+    DATASET_FORMAT_IDX: _DatasetFormat.ValueType  # 5
+    """A ZIP or TAR archive (TAR: also compressed by gzip) of two IDX files, the format of MNIST, each
+    of them compressed by gzip or not: one of two or more axes, which becomes the array `images`,
+    and one of one axis, which becomes `labels`.
+    """
+    DATASET_FORMAT_IMAGES: _DatasetFormat.ValueType  # 6
+    """A ZIP or TAR archive (TAR: also compressed by gzip) of PNG and JPEG files in one folder per
+    class: `{class}/{file}`, below other folders if those are the same for all. They become the
+    array `images`, in the order of the archive, and the classes `labels`. Names that begin with a
+    dot and `__MACOSX` are passed over.
+
+    Images are turned as their EXIF data say, and have one channel if all are grey, else three;
+    those with more than 8 bits a channel or with transparent pixels are refused.
+    """
+    DATASET_FORMAT_TEXTS: _DatasetFormat.ValueType  # 7
+    """A ZIP or TAR archive (TAR: also compressed by gzip) of UTF-8 text files in one folder per class,
+    like IMAGES. They become the columns `text` and `label`.
+    """
+    DATASET_FORMAT_TEXT_LINES: _DatasetFormat.ValueType  # 8
+    """UTF-8 text: each line that is not blank is a row of the one column `text`."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """How the bytes of a dataset are to be read."""
@@ -58,6 +78,26 @@ DATASET_FORMAT_JSON_LINES: DatasetFormat.ValueType  # 4
 """One JSON object of numbers, texts, booleans and nulls per line, in UTF-8. Nulls, blank texts
 and keys that a line lacks are missing values.
 """
+DATASET_FORMAT_IDX: DatasetFormat.ValueType  # 5
+"""A ZIP or TAR archive (TAR: also compressed by gzip) of two IDX files, the format of MNIST, each
+of them compressed by gzip or not: one of two or more axes, which becomes the array `images`,
+and one of one axis, which becomes `labels`.
+"""
+DATASET_FORMAT_IMAGES: DatasetFormat.ValueType  # 6
+"""A ZIP or TAR archive (TAR: also compressed by gzip) of PNG and JPEG files in one folder per
+class: `{class}/{file}`, below other folders if those are the same for all. They become the
+array `images`, in the order of the archive, and the classes `labels`. Names that begin with a
+dot and `__MACOSX` are passed over.
+
+Images are turned as their EXIF data say, and have one channel if all are grey, else three;
+those with more than 8 bits a channel or with transparent pixels are refused.
+"""
+DATASET_FORMAT_TEXTS: DatasetFormat.ValueType  # 7
+"""A ZIP or TAR archive (TAR: also compressed by gzip) of UTF-8 text files in one folder per class,
+like IMAGES. They become the columns `text` and `label`.
+"""
+DATASET_FORMAT_TEXT_LINES: DatasetFormat.ValueType  # 8
+"""UTF-8 text: each line that is not blank is a row of the one column `text`."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 class _ColumnType:
@@ -96,6 +136,150 @@ COLUMN_TYPE_DATE: ColumnType.ValueType  # 4
 """
 Global___ColumnType: _TypeAlias = ColumnType  # noqa: Y015
 
+class _SplitMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SplitMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SplitMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPLIT_METHOD_UNSPECIFIED: _SplitMethod.ValueType  # 0
+    """Same as STRATIFIED."""
+    SPLIT_METHOD_STRATIFIED: _SplitMethod.ValueType  # 1
+    """At random, each class in the same proportion."""
+    SPLIT_METHOD_GROUP: _SplitMethod.ValueType  # 2
+    """At random, rows with the same value in a column together: a model is judged by groups, such as
+    customers, that it never saw.
+    """
+    SPLIT_METHOD_TIME: _SplitMethod.ValueType  # 3
+    """By the numbers or dates in a column: the model is trained on the earliest rows and judged by the
+    latest. Rows of one time stay together.
+    """
+
+class SplitMethod(_SplitMethod, metaclass=_SplitMethodEnumTypeWrapper):
+    """By what rows are divided into parts to train on, to stop early by, and to judge by."""
+
+SPLIT_METHOD_UNSPECIFIED: SplitMethod.ValueType  # 0
+"""Same as STRATIFIED."""
+SPLIT_METHOD_STRATIFIED: SplitMethod.ValueType  # 1
+"""At random, each class in the same proportion."""
+SPLIT_METHOD_GROUP: SplitMethod.ValueType  # 2
+"""At random, rows with the same value in a column together: a model is judged by groups, such as
+customers, that it never saw.
+"""
+SPLIT_METHOD_TIME: SplitMethod.ValueType  # 3
+"""By the numbers or dates in a column: the model is trained on the earliest rows and judged by the
+latest. Rows of one time stay together.
+"""
+Global___SplitMethod: _TypeAlias = SplitMethod  # noqa: Y015
+
+class _FindingKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_KIND_UNSPECIFIED: _FindingKind.ValueType  # 0
+    """Never sent."""
+    FINDING_KIND_MISSING: _FindingKind.ValueType  # 1
+    """Values are missing. Figures: `count`, `share`."""
+    FINDING_KIND_CONSTANT: _FindingKind.ValueType  # 2
+    """All values are the same. Figures: `share` of missing ones beside them."""
+    FINDING_KIND_NEAR_UNIQUE: _FindingKind.ValueType  # 3
+    """Nearly every row has a value of its own, as names and numbers of rows do. Figures: `distinct`,
+    `share` of the rows.
+    """
+    FINDING_KIND_WRONG_TYPE: _FindingKind.ValueType  # 4
+    """Some values are of another type than the column. Figures: `count`, `share`."""
+    FINDING_KIND_OUT_OF_RANGE: _FindingKind.ValueType  # 5
+    """Numbers are outside of the range asked for or, if none was, ten times as far from the quartiles
+    as these are from each other. Figures: `count`, `minimum`, `maximum` of the range.
+    """
+    FINDING_KIND_CLASS_IMBALANCE: _FindingKind.ValueType  # 6
+    """Classes are of very different size. Figures: `fewest`, `most` rows of a class, `classes`."""
+    FINDING_KIND_DUPLICATES: _FindingKind.ValueType  # 7
+    """Rows repeat earlier ones. Figures: `count`, `share`."""
+    FINDING_KIND_DUPLICATES_ACROSS_SPLITS: _FindingKind.ValueType  # 8
+    """Rows of the test or validation part repeat rows of the training part. Figures: `count`, `share`
+    of those parts.
+    """
+    FINDING_KIND_CONTRADICTIONS: _FindingKind.ValueType  # 9
+    """Rows that are alike in all features differ in the target. Figures: `count`, `share`."""
+    FINDING_KIND_TARGET_LEAK: _FindingKind.ValueType  # 10
+    """One column alone tells the target on rows it was not fitted on. Figures: `score`, 0 for no
+    better than guessing to 1 for always right.
+    """
+    FINDING_KIND_TIME_LEAK: _FindingKind.ValueType  # 11
+    """Training would see later rows than the earliest of the test. Figures: `count` of test rows that
+    are earlier than the latest training row, `share` of the test part.
+    """
+
+class FindingKind(_FindingKind, metaclass=_FindingKindEnumTypeWrapper):
+    """What was found."""
+
+FINDING_KIND_UNSPECIFIED: FindingKind.ValueType  # 0
+"""Never sent."""
+FINDING_KIND_MISSING: FindingKind.ValueType  # 1
+"""Values are missing. Figures: `count`, `share`."""
+FINDING_KIND_CONSTANT: FindingKind.ValueType  # 2
+"""All values are the same. Figures: `share` of missing ones beside them."""
+FINDING_KIND_NEAR_UNIQUE: FindingKind.ValueType  # 3
+"""Nearly every row has a value of its own, as names and numbers of rows do. Figures: `distinct`,
+`share` of the rows.
+"""
+FINDING_KIND_WRONG_TYPE: FindingKind.ValueType  # 4
+"""Some values are of another type than the column. Figures: `count`, `share`."""
+FINDING_KIND_OUT_OF_RANGE: FindingKind.ValueType  # 5
+"""Numbers are outside of the range asked for or, if none was, ten times as far from the quartiles
+as these are from each other. Figures: `count`, `minimum`, `maximum` of the range.
+"""
+FINDING_KIND_CLASS_IMBALANCE: FindingKind.ValueType  # 6
+"""Classes are of very different size. Figures: `fewest`, `most` rows of a class, `classes`."""
+FINDING_KIND_DUPLICATES: FindingKind.ValueType  # 7
+"""Rows repeat earlier ones. Figures: `count`, `share`."""
+FINDING_KIND_DUPLICATES_ACROSS_SPLITS: FindingKind.ValueType  # 8
+"""Rows of the test or validation part repeat rows of the training part. Figures: `count`, `share`
+of those parts.
+"""
+FINDING_KIND_CONTRADICTIONS: FindingKind.ValueType  # 9
+"""Rows that are alike in all features differ in the target. Figures: `count`, `share`."""
+FINDING_KIND_TARGET_LEAK: FindingKind.ValueType  # 10
+"""One column alone tells the target on rows it was not fitted on. Figures: `score`, 0 for no
+better than guessing to 1 for always right.
+"""
+FINDING_KIND_TIME_LEAK: FindingKind.ValueType  # 11
+"""Training would see later rows than the earliest of the test. Figures: `count` of test rows that
+are earlier than the latest training row, `share` of the test part.
+"""
+Global___FindingKind: _TypeAlias = FindingKind  # noqa: Y015
+
+class _FindingSeverity:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingSeverityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingSeverity.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_SEVERITY_UNSPECIFIED: _FindingSeverity.ValueType  # 0
+    """Never sent."""
+    FINDING_SEVERITY_INFO: _FindingSeverity.ValueType  # 1
+    """Worth knowing."""
+    FINDING_SEVERITY_WARNING: _FindingSeverity.ValueType  # 2
+    """The model may be worse than its figures, or than it could be."""
+    FINDING_SEVERITY_ERROR: _FindingSeverity.ValueType  # 3
+    """Training refuses the data, or its figures would be worthless."""
+
+class FindingSeverity(_FindingSeverity, metaclass=_FindingSeverityEnumTypeWrapper):
+    """How bad a finding is."""
+
+FINDING_SEVERITY_UNSPECIFIED: FindingSeverity.ValueType  # 0
+"""Never sent."""
+FINDING_SEVERITY_INFO: FindingSeverity.ValueType  # 1
+"""Worth knowing."""
+FINDING_SEVERITY_WARNING: FindingSeverity.ValueType  # 2
+"""The model may be worse than its figures, or than it could be."""
+FINDING_SEVERITY_ERROR: FindingSeverity.ValueType  # 3
+"""Training refuses the data, or its figures would be worthless."""
+Global___FindingSeverity: _TypeAlias = FindingSeverity  # noqa: Y015
+
 @_typing.final
 class Dataset(_message.Message):
     """One immutable file of rows."""
@@ -123,7 +307,7 @@ class Dataset(_message.Message):
     """Number of rows, the header not counted. Set by the server."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]:
-        """The columns of a table or the arrays of an NPZ file, in their order. Set by the server."""
+        """The columns of a table or the arrays of a file of arrays, in their order. Set by the server."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -150,7 +334,7 @@ Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
 class Column(_message.Message):
-    """One column of a table, or one array of an NPZ file. All set by the server."""
+    """One column of a table, or one array of a file of arrays. All set by the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -162,6 +346,9 @@ class Column(_message.Message):
     DISTINCT_COUNT_FIELD_NUMBER: _builtins.int
     MINIMUM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
+    DECLARED_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STANDARD_DEVIATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in the file."""
     type: Global___ColumnType.ValueType
@@ -176,9 +363,17 @@ class Column(_message.Message):
     """Smallest value of a numeric column or array, missing ones and NaN left out."""
     maximum: _builtins.float
     """Largest value of a numeric column or array, missing ones and NaN left out."""
+    declared: _builtins.bool
+    """The uploader said what `type` is."""
+    mean: _builtins.float
+    """Mean of a numeric column or array, missing ones and NaN left out."""
+    standard_deviation: _builtins.float
+    """Standard deviation of the same values."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For an array: its whole shape, rows first. Empty for a column."""
+        """For an array: its whole shape, rows first; -1 where rows differ, as images of several sizes do.
+        Empty for a column.
+        """
 
     def __init__(
         self,
@@ -191,19 +386,30 @@ class Column(_message.Message):
         distinct_count: _builtins.int = ...,
         minimum: _builtins.float | None = ...,
         maximum: _builtins.float | None = ...,
+        declared: _builtins.bool = ...,
+        mean: _builtins.float | None = ...,
+        standard_deviation: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_mean", b"_mean", "_minimum", b"_minimum", "_standard_deviation", b"_standard_deviation", "maximum", b"maximum", "mean", b"mean", "minimum", b"minimum", "standard_deviation", b"standard_deviation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "distinct_count", b"distinct_count", "dtype", b"dtype", "maximum", b"maximum", "minimum", b"minimum", "missing_count", b"missing_count", "name", b"name", "shape", b"shape", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_mean", b"_mean", "_minimum", b"_minimum", "_standard_deviation", b"_standard_deviation", "declared", b"declared", "distinct_count", b"distinct_count", "dtype", b"dtype", "maximum", b"maximum", "mean", b"mean", "minimum", b"minimum", "missing_count", b"missing_count", "name", b"name", "shape", b"shape", "standard_deviation", b"standard_deviation", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
     _WhichOneofReturnType__minimum: _TypeAlias = _typing.Literal["minimum"]  # noqa: Y015
     _WhichOneofArgType__minimum: _TypeAlias = _typing.Literal["_minimum", b"_minimum"]  # noqa: Y015
+    _WhichOneofReturnType__standard_deviation: _TypeAlias = _typing.Literal["standard_deviation"]  # noqa: Y015
+    _WhichOneofArgType__standard_deviation: _TypeAlias = _typing.Literal["_standard_deviation", b"_standard_deviation"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__standard_deviation) -> _WhichOneofReturnType__standard_deviation | None: ...
 
 Global___Column: _TypeAlias = Column  # noqa: Y015
 
@@ -219,10 +425,31 @@ class CreateDatasetRequest(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
+        @_typing.final
+        class ColumnTypesEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: Global___ColumnType.ValueType
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: Global___ColumnType.ValueType = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
         PARENT_FIELD_NUMBER: _builtins.int
         FORMAT_FIELD_NUMBER: _builtins.int
         DISPLAY_NAME_FIELD_NUMBER: _builtins.int
         SHA256_FIELD_NUMBER: _builtins.int
+        COLUMN_TYPES_FIELD_NUMBER: _builtins.int
         parent: _builtins.str
         """Required. `tenants/{tenant}`."""
         format: Global___DatasetFormat.ValueType
@@ -231,6 +458,12 @@ class CreateDatasetRequest(_message.Message):
         """Optional. Name of the file for people. At most 200 characters."""
         sha256: _builtins.str
         """Optional. Expected SHA-256 of the bytes, 64 lowercase hex digits."""
+        @_builtins.property
+        def column_types(self) -> _containers.ScalarMap[_builtins.str, Global___ColumnType.ValueType]:
+            """Optional. What columns of a table are, by name, if they look otherwise. Jobs learn from them
+            as that, unless their spec says otherwise again.
+            """
+
         def __init__(
             self,
             *,
@@ -238,10 +471,11 @@ class CreateDatasetRequest(_message.Message):
             format: Global___DatasetFormat.ValueType = ...,
             display_name: _builtins.str = ...,
             sha256: _builtins.str = ...,
+            column_types: _abc.Mapping[_builtins.str, Global___ColumnType.ValueType] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "format", b"format", "parent", b"parent", "sha256", b"sha256"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["column_types", b"column_types", "display_name", b"display_name", "format", b"format", "parent", b"parent", "sha256", b"sha256"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,3 +630,553 @@ class ListDatasetsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDatasetsResponse: _TypeAlias = ListDatasetsResponse  # noqa: Y015
+
+@_typing.final
+class Upload(_message.Message):
+    """A file that is not all there yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/uploads/{upload}`; `{upload}` is the SHA-256 of the file, 64 lowercase hex
+    digits.
+    """
+    size_bytes: _builtins.int
+    """Size of the file, in bytes."""
+    received_bytes: _builtins.int
+    """How many of its first bytes are there."""
+    @_builtins.property
+    def header(self) -> Global___CreateDatasetRequest.Header:
+        """What is uploaded."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is given up unless more bytes come."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        header: Global___CreateDatasetRequest.Header | None = ...,
+        size_bytes: _builtins.int = ...,
+        received_bytes: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "header", b"header", "name", b"name", "received_bytes", b"received_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Upload: _TypeAlias = Upload  # noqa: Y015
+
+@_typing.final
+class CreateUploadRequest(_message.Message):
+    """Request for `CreateUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Required. Size of the file, in bytes."""
+    @_builtins.property
+    def header(self) -> Global___CreateDatasetRequest.Header:
+        """Required, also its `sha256`."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___CreateDatasetRequest.Header | None = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadRequest: _TypeAlias = CreateUploadRequest  # noqa: Y015
+
+@_typing.final
+class CreateUploadResponse(_message.Message):
+    """Response of `CreateUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def upload(self) -> Global___Upload:
+        """The upload as it is now."""
+
+    def __init__(
+        self,
+        *,
+        upload: Global___Upload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadResponse: _TypeAlias = CreateUploadResponse  # noqa: Y015
+
+@_typing.final
+class GetUploadRequest(_message.Message):
+    """Request for `GetUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `tenants/{tenant}/uploads/{upload}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadResponse(_message.Message):
+    """Response of `GetUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def upload(self) -> Global___Upload:
+        """The upload as it is now."""
+
+    def __init__(
+        self,
+        *,
+        upload: Global___Upload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
+
+@_typing.final
+class AppendUploadRequest(_message.Message):
+    """Request for `AppendUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Position(_message.Message):
+        """Where bytes belong."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        OFFSET_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """Required. `tenants/{tenant}/uploads/{upload}`."""
+        offset: _builtins.int
+        """Required. The upload's `received_bytes`: the first chunk begins there."""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            offset: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes, at most 1 MiB."""
+    @_builtins.property
+    def position(self) -> Global___AppendUploadRequest.Position:
+        """The first message, and only it."""
+
+    def __init__(
+        self,
+        *,
+        position: Global___AppendUploadRequest.Position | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["position", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___AppendUploadRequest: _TypeAlias = AppendUploadRequest  # noqa: Y015
+
+@_typing.final
+class AppendUploadResponse(_message.Message):
+    """Response of `AppendUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def upload(self) -> Global___Upload:
+        """The upload as it is now."""
+
+    def __init__(
+        self,
+        *,
+        upload: Global___Upload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendUploadResponse: _TypeAlias = AppendUploadResponse  # noqa: Y015
+
+@_typing.final
+class CompleteUploadRequest(_message.Message):
+    """Request for `CompleteUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `tenants/{tenant}/uploads/{upload}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteUploadRequest: _TypeAlias = CompleteUploadRequest  # noqa: Y015
+
+@_typing.final
+class CompleteUploadResponse(_message.Message):
+    """Response of `CompleteUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataset(self) -> Global___Dataset:
+        """The dataset as stored."""
+
+    def __init__(
+        self,
+        *,
+        dataset: Global___Dataset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteUploadResponse: _TypeAlias = CompleteUploadResponse  # noqa: Y015
+
+@_typing.final
+class DeleteUploadRequest(_message.Message):
+    """Request for `DeleteUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `tenants/{tenant}/uploads/{upload}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUploadRequest: _TypeAlias = DeleteUploadRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUploadResponse(_message.Message):
+    """Response of `DeleteUpload`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUploadResponse: _TypeAlias = DeleteUploadResponse  # noqa: Y015
+
+@_typing.final
+class ValidateDatasetRequest(_message.Message):
+    """Request for `ValidateDataset`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: Global___ColumnType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___ColumnType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class RangesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Range: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Range | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    SPLIT_METHOD_FIELD_NUMBER: _builtins.int
+    SPLIT_COLUMN_FIELD_NUMBER: _builtins.int
+    VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
+    TEST_FRACTION_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `tenants/{tenant}/datasets/{dataset}`."""
+    target: _builtins.str
+    """The column to be learned; of a file of arrays the array, `labels` if empty. Empty: what has to
+    do with the target is not looked for.
+    """
+    split_method: Global___SplitMethod.ValueType
+    """How the rows are going to be divided, to look for rows and times that would leak from the test
+    into training.
+    """
+    split_column: _builtins.str
+    """The column by which `split_method` GROUP or TIME divides. With another method: when rows
+    happened, to tell whether training would see later rows than the test.
+    """
+    validation_fraction: _builtins.float
+    """Fraction for early stopping, over 0, to 0.5. Unset: 0.15."""
+    test_fraction: _builtins.float
+    """Fraction for the final metrics, over 0, to 0.5. Unset: 0.15."""
+    seed: _builtins.int
+    """Seed of the division."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The columns to learn from. Empty: every column but the target and `split_column`."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.ScalarMap[_builtins.str, Global___ColumnType.ValueType]:
+        """What columns are, by name, if they look otherwise."""
+
+    @_builtins.property
+    def ranges(self) -> _containers.MessageMap[_builtins.str, Global___Range]:
+        """Between which values numbers of columns are to be, by name."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        target: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        column_types: _abc.Mapping[_builtins.str, Global___ColumnType.ValueType] | None = ...,
+        ranges: _abc.Mapping[_builtins.str, Global___Range] | None = ...,
+        split_method: Global___SplitMethod.ValueType = ...,
+        split_column: _builtins.str = ...,
+        validation_fraction: _builtins.float | None = ...,
+        test_fraction: _builtins.float | None = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_test_fraction", b"_test_fraction", "_validation_fraction", b"_validation_fraction", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_fraction", b"_test_fraction", "_validation_fraction", b"_validation_fraction", "column_types", b"column_types", "features", b"features", "name", b"name", "ranges", b"ranges", "seed", b"seed", "split_column", b"split_column", "split_method", b"split_method", "target", b"target", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__test_fraction: _TypeAlias = _typing.Literal["test_fraction"]  # noqa: Y015
+    _WhichOneofArgType__test_fraction: _TypeAlias = _typing.Literal["_test_fraction", b"_test_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
+    _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__test_fraction) -> _WhichOneofReturnType__test_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_fraction) -> _WhichOneofReturnType__validation_fraction | None: ...
+
+Global___ValidateDatasetRequest: _TypeAlias = ValidateDatasetRequest  # noqa: Y015
+
+@_typing.final
+class Range(_message.Message):
+    """From where to where values go. An end that is unset is open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    minimum: _builtins.float
+    """Smallest value."""
+    maximum: _builtins.float
+    """Largest value."""
+    def __init__(
+        self,
+        *,
+        minimum: _builtins.float | None = ...,
+        maximum: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
+    _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    _WhichOneofReturnType__minimum: _TypeAlias = _typing.Literal["minimum"]  # noqa: Y015
+    _WhichOneofArgType__minimum: _TypeAlias = _typing.Literal["_minimum", b"_minimum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
+
+Global___Range: _TypeAlias = Range  # noqa: Y015
+
+@_typing.final
+class ValidateDatasetResponse(_message.Message):
+    """Response of `ValidateDataset`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    row_count: _builtins.int
+    """How many rows were looked at."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What was found, the worst first."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        row_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidateDatasetResponse: _TypeAlias = ValidateDatasetResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something in the data that is likely to spoil a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FiguresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___FindingKind.ValueType
+    """What it is."""
+    severity: Global___FindingSeverity.ValueType
+    """How bad it is."""
+    column: _builtins.str
+    """Where: the column or array. Empty: in whole rows."""
+    message: _builtins.str
+    """What it means and what to do, for people."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Some of the rows, from 1, the header of a CSV file not counted; at most 10."""
+
+    @_builtins.property
+    def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What was counted or measured, such as `count` and `share`."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___FindingKind.ValueType = ...,
+        severity: Global___FindingSeverity.ValueType = ...,
+        column: _builtins.str = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "figures", b"figures", "kind", b"kind", "message", b"message", "rows", b"rows", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015

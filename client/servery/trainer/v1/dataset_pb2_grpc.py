@@ -53,6 +53,36 @@ class DatasetServiceStub(object):
                 request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.ValidateDataset = channel.unary_unary(
+                '/servery.trainer.v1.DatasetService/ValidateDataset',
+                request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ValidateDatasetRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ValidateDatasetResponse.FromString,
+                _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/servery.trainer.v1.DatasetService/CreateUpload',
+                request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CreateUploadResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/servery.trainer.v1.DatasetService/GetUpload',
+                request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.AppendUpload = channel.stream_unary(
+                '/servery.trainer.v1.DatasetService/AppendUpload',
+                request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.AppendUploadRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.AppendUploadResponse.FromString,
+                _registered_method=True)
+        self.CompleteUpload = channel.unary_unary(
+                '/servery.trainer.v1.DatasetService/CompleteUpload',
+                request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CompleteUploadRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CompleteUploadResponse.FromString,
+                _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/servery.trainer.v1.DatasetService/DeleteUpload',
+                request_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.DeleteUploadResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer(object):
@@ -66,14 +96,20 @@ class DatasetServiceServicer(object):
         """Stores a file as a dataset after reading all of it once.
 
         The first message is the `header`, `chunk`s of up to 1 MiB follow. The same bytes give the same
-        dataset: uploading them again returns the stored one. A call that breaks off leaves nothing.
+        dataset: uploading them again returns the stored one. A call that breaks off leaves nothing; to
+        go on where one broke off, use `CreateUpload`.
 
         Errors:
-        - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format` or `sha256` is malformed.
+        - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format`, `sha256` or `column_types` is malformed,
+        or the same bytes are stored under another format or with other types.
         - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
         - INVALID_ARGUMENT, DIGEST_MISMATCH: other bytes arrived than `sha256` says.
         - INVALID_ARGUMENT, DATASET_INVALID: the file cannot be read, is empty, has ragged rows,
-        repeated column names, or arrays of objects.
+        repeated column names, arrays of objects, cells that are not of their declared type, or is an
+        archive that no honest program writes.
+        - ABORTED, UPLOAD_STALLED: no byte came for too long.
+        - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+        - RESOURCE_EXHAUSTED, STORAGE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +136,90 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ValidateDataset(self, request, context):
+        """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
+
+        A table of more than 100 million cells is judged by its first rows, as many as are that many
+        cells.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+        - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+        - NOT_FOUND, DATASET_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUpload(self, request, context):
+        """Begins an upload that may break off and go on, also after a restart of the server.
+
+        Send the bytes by `AppendUpload`, then call `CompleteUpload`. Idempotent: bytes that are being
+        uploaded already give that upload, with how much of them is there.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed, `sha256` is missing, or the same bytes
+        are being uploaded otherwise.
+        - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
+        - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+        - RESOURCE_EXHAUSTED, STORAGE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Returns an upload, with how much of it is there.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendUpload(self, request_iterator, context):
+        """Takes the next bytes of an upload. What arrived before a call breaks off is kept.
+
+        The first message is the `position`, `chunk`s of up to 1 MiB follow. A call takes over from one
+        that still runs.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+        - INVALID_ARGUMENT, UPLOAD_TOO_LARGE: there are more bytes than were declared.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        - ABORTED, UPLOAD_MOVED: the bytes do not follow those that are there, or another call took over.
+        - ABORTED, UPLOAD_STALLED: no byte came for too long.
+        - RESOURCE_EXHAUSTED, STORAGE_FULL: the upload is given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteUpload(self, request, context):
+        """Makes a dataset of an upload that is all there, and ends the upload, whatever comes of it.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID, DIGEST_MISMATCH, DATASET_INVALID: as in `CreateDataset`.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        - ABORTED, UPLOAD_MOVED: bytes are missing; the upload stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUpload(self, request, context):
+        """Gives up an upload.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +237,36 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ListDatasets,
                     request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ListDatasetsRequest.FromString,
                     response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'ValidateDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidateDataset,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ValidateDatasetRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.ValidateDatasetResponse.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CreateUploadRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CreateUploadResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.GetUploadRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'AppendUpload': grpc.stream_unary_rpc_method_handler(
+                    servicer.AppendUpload,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.AppendUploadRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.AppendUploadResponse.SerializeToString,
+            ),
+            'CompleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteUpload,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CompleteUploadRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.CompleteUploadResponse.SerializeToString,
+            ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_dataset__pb2.DeleteUploadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -204,6 +354,168 @@ class DatasetService(object):
             '/servery.trainer.v1.DatasetService/ListDatasets',
             servery_dot_trainer_dot_v1_dot_dataset__pb2.ListDatasetsRequest.SerializeToString,
             servery_dot_trainer_dot_v1_dot_dataset__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servery.trainer.v1.DatasetService/ValidateDataset',
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.ValidateDatasetRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.ValidateDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servery.trainer.v1.DatasetService/CreateUpload',
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.CreateUploadRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.CreateUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servery.trainer.v1.DatasetService/GetUpload',
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.GetUploadRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendUpload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/servery.trainer.v1.DatasetService/AppendUpload',
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.AppendUploadRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.AppendUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servery.trainer.v1.DatasetService/CompleteUpload',
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.CompleteUploadRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.CompleteUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servery.trainer.v1.DatasetService/DeleteUpload',
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.DeleteUploadRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_dataset__pb2.DeleteUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,14 +41,20 @@ class DatasetServiceStub:
     """Stores a file as a dataset after reading all of it once.
 
     The first message is the `header`, `chunk`s of up to 1 MiB follow. The same bytes give the same
-    dataset: uploading them again returns the stored one. A call that breaks off leaves nothing.
+    dataset: uploading them again returns the stored one. A call that breaks off leaves nothing; to
+    go on where one broke off, use `CreateUpload`.
 
     Errors:
-    - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format` or `sha256` is malformed.
+    - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format`, `sha256` or `column_types` is malformed,
+      or the same bytes are stored under another format or with other types.
     - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
     - INVALID_ARGUMENT, DIGEST_MISMATCH: other bytes arrived than `sha256` says.
     - INVALID_ARGUMENT, DATASET_INVALID: the file cannot be read, is empty, has ragged rows,
-      repeated column names, or arrays of objects.
+      repeated column names, arrays of objects, cells that are not of their declared type, or is an
+      archive that no honest program writes.
+    - ABORTED, UPLOAD_STALLED: no byte came for too long.
+    - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+    - RESOURCE_EXHAUSTED, STORAGE_FULL.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]
     """Returns one dataset.
@@ -62,6 +68,66 @@ class DatasetServiceStub:
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `page_size` or `page_token` is malformed.
+    """
+    ValidateDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ValidateDatasetRequest, _dataset_pb2.ValidateDatasetResponse]
+    """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
+
+    A table of more than 100 million cells is judged by its first rows, as many as are that many
+    cells.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+    - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+    - NOT_FOUND, DATASET_NOT_FOUND.
+    """
+    CreateUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateUploadRequest, _dataset_pb2.CreateUploadResponse]
+    """Begins an upload that may break off and go on, also after a restart of the server.
+
+    Send the bytes by `AppendUpload`, then call `CompleteUpload`. Idempotent: bytes that are being
+    uploaded already give that upload, with how much of them is there.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed, `sha256` is missing, or the same bytes
+      are being uploaded otherwise.
+    - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
+    - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+    - RESOURCE_EXHAUSTED, STORAGE_FULL.
+    """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetUploadRequest, _dataset_pb2.GetUploadResponse]
+    """Returns an upload, with how much of it is there.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
+    """
+    AppendUpload: _grpc.StreamUnaryMultiCallable[_dataset_pb2.AppendUploadRequest, _dataset_pb2.AppendUploadResponse]
+    """Takes the next bytes of an upload. What arrived before a call breaks off is kept.
+
+    The first message is the `position`, `chunk`s of up to 1 MiB follow. A call takes over from one
+    that still runs.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+    - INVALID_ARGUMENT, UPLOAD_TOO_LARGE: there are more bytes than were declared.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
+    - ABORTED, UPLOAD_MOVED: the bytes do not follow those that are there, or another call took over.
+    - ABORTED, UPLOAD_STALLED: no byte came for too long.
+    - RESOURCE_EXHAUSTED, STORAGE_FULL: the upload is given up.
+    """
+    CompleteUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CompleteUploadRequest, _dataset_pb2.CompleteUploadResponse]
+    """Makes a dataset of an upload that is all there, and ends the upload, whatever comes of it.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID, DIGEST_MISMATCH, DATASET_INVALID: as in `CreateDataset`.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
+    - ABORTED, UPLOAD_MOVED: bytes are missing; the upload stays.
+    """
+    DeleteUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteUploadRequest, _dataset_pb2.DeleteUploadResponse]
+    """Gives up an upload.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -77,14 +143,20 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Stores a file as a dataset after reading all of it once.
 
     The first message is the `header`, `chunk`s of up to 1 MiB follow. The same bytes give the same
-    dataset: uploading them again returns the stored one. A call that breaks off leaves nothing.
+    dataset: uploading them again returns the stored one. A call that breaks off leaves nothing; to
+    go on where one broke off, use `CreateUpload`.
 
     Errors:
-    - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format` or `sha256` is malformed.
+    - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format`, `sha256` or `column_types` is malformed,
+      or the same bytes are stored under another format or with other types.
     - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
     - INVALID_ARGUMENT, DIGEST_MISMATCH: other bytes arrived than `sha256` says.
     - INVALID_ARGUMENT, DATASET_INVALID: the file cannot be read, is empty, has ragged rows,
-      repeated column names, or arrays of objects.
+      repeated column names, arrays of objects, cells that are not of their declared type, or is an
+      archive that no honest program writes.
+    - ABORTED, UPLOAD_STALLED: no byte came for too long.
+    - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+    - RESOURCE_EXHAUSTED, STORAGE_FULL.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Returns one dataset.
@@ -98,6 +170,66 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `page_size` or `page_token` is malformed.
+    """
+    ValidateDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ValidateDatasetRequest, _dataset_pb2.ValidateDatasetResponse]  # type: ignore[assignment]
+    """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
+
+    A table of more than 100 million cells is judged by its first rows, as many as are that many
+    cells.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+    - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+    - NOT_FOUND, DATASET_NOT_FOUND.
+    """
+    CreateUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateUploadRequest, _dataset_pb2.CreateUploadResponse]  # type: ignore[assignment]
+    """Begins an upload that may break off and go on, also after a restart of the server.
+
+    Send the bytes by `AppendUpload`, then call `CompleteUpload`. Idempotent: bytes that are being
+    uploaded already give that upload, with how much of them is there.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed, `sha256` is missing, or the same bytes
+      are being uploaded otherwise.
+    - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
+    - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+    - RESOURCE_EXHAUSTED, STORAGE_FULL.
+    """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetUploadRequest, _dataset_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """Returns an upload, with how much of it is there.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
+    """
+    AppendUpload: _aio.StreamUnaryMultiCallable[_dataset_pb2.AppendUploadRequest, _dataset_pb2.AppendUploadResponse]  # type: ignore[assignment]
+    """Takes the next bytes of an upload. What arrived before a call breaks off is kept.
+
+    The first message is the `position`, `chunk`s of up to 1 MiB follow. A call takes over from one
+    that still runs.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+    - INVALID_ARGUMENT, UPLOAD_TOO_LARGE: there are more bytes than were declared.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
+    - ABORTED, UPLOAD_MOVED: the bytes do not follow those that are there, or another call took over.
+    - ABORTED, UPLOAD_STALLED: no byte came for too long.
+    - RESOURCE_EXHAUSTED, STORAGE_FULL: the upload is given up.
+    """
+    CompleteUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CompleteUploadRequest, _dataset_pb2.CompleteUploadResponse]  # type: ignore[assignment]
+    """Makes a dataset of an upload that is all there, and ends the upload, whatever comes of it.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID, DIGEST_MISMATCH, DATASET_INVALID: as in `CreateDataset`.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
+    - ABORTED, UPLOAD_MOVED: bytes are missing; the upload stays.
+    """
+    DeleteUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteUploadRequest, _dataset_pb2.DeleteUploadResponse]  # type: ignore[assignment]
+    """Gives up an upload.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+    - NOT_FOUND, UPLOAD_NOT_FOUND.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -116,14 +248,20 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stores a file as a dataset after reading all of it once.
 
         The first message is the `header`, `chunk`s of up to 1 MiB follow. The same bytes give the same
-        dataset: uploading them again returns the stored one. A call that breaks off leaves nothing.
+        dataset: uploading them again returns the stored one. A call that breaks off leaves nothing; to
+        go on where one broke off, use `CreateUpload`.
 
         Errors:
-        - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format` or `sha256` is malformed.
+        - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `format`, `sha256` or `column_types` is malformed,
+          or the same bytes are stored under another format or with other types.
         - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
         - INVALID_ARGUMENT, DIGEST_MISMATCH: other bytes arrived than `sha256` says.
         - INVALID_ARGUMENT, DATASET_INVALID: the file cannot be read, is empty, has ragged rows,
-          repeated column names, or arrays of objects.
+          repeated column names, arrays of objects, cells that are not of their declared type, or is an
+          archive that no honest program writes.
+        - ABORTED, UPLOAD_STALLED: no byte came for too long.
+        - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+        - RESOURCE_EXHAUSTED, STORAGE_FULL.
         """
 
     @_abc_1.abstractmethod
@@ -149,6 +287,102 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `page_size` or `page_token` is malformed.
+        """
+
+    @_abc_1.abstractmethod
+    def ValidateDataset(
+        self,
+        request: _dataset_pb2.ValidateDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ValidateDatasetResponse, _abc.Awaitable[_dataset_pb2.ValidateDatasetResponse]]:
+        """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
+
+        A table of more than 100 million cells is judged by its first rows, as many as are that many
+        cells.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+        - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+        - NOT_FOUND, DATASET_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateUpload(
+        self,
+        request: _dataset_pb2.CreateUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.CreateUploadResponse, _abc.Awaitable[_dataset_pb2.CreateUploadResponse]]:
+        """Begins an upload that may break off and go on, also after a restart of the server.
+
+        Send the bytes by `AppendUpload`, then call `CompleteUpload`. Idempotent: bytes that are being
+        uploaded already give that upload, with how much of them is there.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed, `sha256` is missing, or the same bytes
+          are being uploaded otherwise.
+        - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
+        - RESOURCE_EXHAUSTED, UPLOAD_LIMIT: the tenant has too many uploads under way.
+        - RESOURCE_EXHAUSTED, STORAGE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _dataset_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.GetUploadResponse, _abc.Awaitable[_dataset_pb2.GetUploadResponse]]:
+        """Returns an upload, with how much of it is there.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def AppendUpload(
+        self,
+        request_iterator: _MaybeAsyncIterator[_dataset_pb2.AppendUploadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.AppendUploadResponse, _abc.Awaitable[_dataset_pb2.AppendUploadResponse]]:
+        """Takes the next bytes of an upload. What arrived before a call breaks off is kept.
+
+        The first message is the `position`, `chunk`s of up to 1 MiB follow. A call takes over from one
+        that still runs.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+        - INVALID_ARGUMENT, UPLOAD_TOO_LARGE: there are more bytes than were declared.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        - ABORTED, UPLOAD_MOVED: the bytes do not follow those that are there, or another call took over.
+        - ABORTED, UPLOAD_STALLED: no byte came for too long.
+        - RESOURCE_EXHAUSTED, STORAGE_FULL: the upload is given up.
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteUpload(
+        self,
+        request: _dataset_pb2.CompleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.CompleteUploadResponse, _abc.Awaitable[_dataset_pb2.CompleteUploadResponse]]:
+        """Makes a dataset of an upload that is all there, and ends the upload, whatever comes of it.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID, DIGEST_MISMATCH, DATASET_INVALID: as in `CreateDataset`.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
+        - ABORTED, UPLOAD_MOVED: bytes are missing; the upload stays.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteUpload(
+        self,
+        request: _dataset_pb2.DeleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DeleteUploadResponse, _abc.Awaitable[_dataset_pb2.DeleteUploadResponse]]:
+        """Gives up an upload.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
+        - NOT_FOUND, UPLOAD_NOT_FOUND.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -62,6 +62,38 @@ TRAINING_JOB_STATE_CANCELLED: TrainingJobState.ValueType  # 6
 """It was cancelled; nothing was published."""
 Global___TrainingJobState: _TypeAlias = TrainingJobState  # noqa: Y015
 
+class _ImageFit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageFitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_FIT_UNSPECIFIED: _ImageFit.ValueType  # 0
+    """Same as REFUSE."""
+    IMAGE_FIT_REFUSE: _ImageFit.ValueType  # 1
+    """It does not: an image of another size than the first is refused."""
+    IMAGE_FIT_STRETCH: _ImageFit.ValueType  # 2
+    """It is stretched."""
+    IMAGE_FIT_CROP: _ImageFit.ValueType  # 3
+    """It is scaled until it covers the size; what hangs over is cut off on both sides."""
+    IMAGE_FIT_PAD: _ImageFit.ValueType  # 4
+    """It is scaled until it fits into the size; what is left on both sides becomes black."""
+
+class ImageFit(_ImageFit, metaclass=_ImageFitEnumTypeWrapper):
+    """How an image gets another size. Pixels between pixels are interpolated linearly."""
+
+IMAGE_FIT_UNSPECIFIED: ImageFit.ValueType  # 0
+"""Same as REFUSE."""
+IMAGE_FIT_REFUSE: ImageFit.ValueType  # 1
+"""It does not: an image of another size than the first is refused."""
+IMAGE_FIT_STRETCH: ImageFit.ValueType  # 2
+"""It is stretched."""
+IMAGE_FIT_CROP: ImageFit.ValueType  # 3
+"""It is scaled until it covers the size; what hangs over is cut off on both sides."""
+IMAGE_FIT_PAD: ImageFit.ValueType  # 4
+"""It is scaled until it fits into the size; what is left on both sides becomes black."""
+Global___ImageFit: _TypeAlias = ImageFit  # noqa: Y015
+
 class _MissingPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -507,12 +539,34 @@ class TabularClassification(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ClipEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Clip: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Clip | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TARGET_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     COLUMN_TYPES_FIELD_NUMBER: _builtins.int
     FILL_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Required. The column that holds the class. Its distinct values, as text, become the labels."""
     missing: Global___MissingPolicy.ValueType
@@ -535,6 +589,12 @@ class TabularClassification(_message.Message):
     def fill(self) -> Global___Fill:
         """What `missing` IMPUTE_CONSTANT puts in."""
 
+    @_builtins.property
+    def clip(self) -> _containers.MessageMap[_builtins.str, Global___Clip]:
+        """Between which values NUMERIC columns are held, by column: what is outside becomes the nearest
+        that is not, also in the served model. How many values that changed is in the lineage.
+        """
+
     def __init__(
         self,
         *,
@@ -544,14 +604,64 @@ class TabularClassification(_message.Message):
         duplicates: Global___DuplicatePolicy.ValueType = ...,
         column_types: _abc.Mapping[_builtins.str, _dataset_pb2.ColumnType.ValueType] | None = ...,
         fill: Global___Fill | None = ...,
+        clip: _abc.Mapping[_builtins.str, Global___Clip] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TabularClassification: _TypeAlias = TabularClassification  # noqa: Y015
+
+@_typing.final
+class Clip(_message.Message):
+    """Between which values a column is held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    LOWER_QUANTILE_FIELD_NUMBER: _builtins.int
+    UPPER_QUANTILE_FIELD_NUMBER: _builtins.int
+    lower: _builtins.float
+    """Smallest value. Unset: open, or `lower_quantile`."""
+    upper: _builtins.float
+    """Largest value. Unset: open, or `upper_quantile`."""
+    lower_quantile: _builtins.float
+    """Instead of `lower`: the quantile of the training part that is the smallest value, 0 to 1."""
+    upper_quantile: _builtins.float
+    """Instead of `upper`: the quantile of the training part that is the largest value, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        lower: _builtins.float | None = ...,
+        upper: _builtins.float | None = ...,
+        lower_quantile: _builtins.float | None = ...,
+        upper_quantile: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lower", b"_lower", "_lower_quantile", b"_lower_quantile", "_upper", b"_upper", "_upper_quantile", b"_upper_quantile", "lower", b"lower", "lower_quantile", b"lower_quantile", "upper", b"upper", "upper_quantile", b"upper_quantile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lower", b"_lower", "_lower_quantile", b"_lower_quantile", "_upper", b"_upper", "_upper_quantile", b"_upper_quantile", "lower", b"lower", "lower_quantile", b"lower_quantile", "upper", b"upper", "upper_quantile", b"upper_quantile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lower: _TypeAlias = _typing.Literal["lower"]  # noqa: Y015
+    _WhichOneofArgType__lower: _TypeAlias = _typing.Literal["_lower", b"_lower"]  # noqa: Y015
+    _WhichOneofReturnType__lower_quantile: _TypeAlias = _typing.Literal["lower_quantile"]  # noqa: Y015
+    _WhichOneofArgType__lower_quantile: _TypeAlias = _typing.Literal["_lower_quantile", b"_lower_quantile"]  # noqa: Y015
+    _WhichOneofReturnType__upper: _TypeAlias = _typing.Literal["upper"]  # noqa: Y015
+    _WhichOneofArgType__upper: _TypeAlias = _typing.Literal["_upper", b"_upper"]  # noqa: Y015
+    _WhichOneofReturnType__upper_quantile: _TypeAlias = _typing.Literal["upper_quantile"]  # noqa: Y015
+    _WhichOneofArgType__upper_quantile: _TypeAlias = _typing.Literal["_upper_quantile", b"_upper_quantile"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lower) -> _WhichOneofReturnType__lower | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lower_quantile) -> _WhichOneofReturnType__lower_quantile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upper) -> _WhichOneofReturnType__upper | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upper_quantile) -> _WhichOneofReturnType__upper_quantile | None: ...
+
+Global___Clip: _TypeAlias = Clip  # noqa: Y015
 
 @_typing.final
 class Fill(_message.Message):
@@ -596,6 +706,7 @@ class ImageClassification(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
+    SIZING_FIELD_NUMBER: _builtins.int
     images: _builtins.str
     """The array of images: [row, height, width] or [row, height, width, channel], a number type.
     Empty: `images`.
@@ -604,20 +715,55 @@ class ImageClassification(_message.Message):
     """The array of classes: [row], integers or text. Empty: `labels`."""
     duplicates: Global___DuplicatePolicy.ValueType
     """What to do with images that repeat an earlier image and its class."""
+    @_builtins.property
+    def sizing(self) -> Global___ImageSizing:
+        """How image files become images of one size. Arrays have one already."""
+
     def __init__(
         self,
         *,
         images: _builtins.str = ...,
         labels: _builtins.str = ...,
         duplicates: Global___DuplicatePolicy.ValueType = ...,
+        sizing: Global___ImageSizing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sizing", b"sizing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "images", b"images", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "images", b"images", "labels", b"labels", "sizing", b"sizing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageClassification: _TypeAlias = ImageClassification  # noqa: Y015
+
+@_typing.final
+class ImageSizing(_message.Message):
+    """How image files become images of one size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    fit: Global___ImageFit.ValueType
+    """How they get it."""
+    width: _builtins.int
+    """With another `fit` than REFUSE required: pixels from left to right, 1 to 4096."""
+    height: _builtins.int
+    """With another `fit` than REFUSE required: pixels from top to bottom, 1 to 4096."""
+    def __init__(
+        self,
+        *,
+        fit: Global___ImageFit.ValueType = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fit", b"fit", "height", b"height", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageSizing: _TypeAlias = ImageSizing  # noqa: Y015
 
 @_typing.final
 class TextClassification(_message.Message):
@@ -855,30 +1001,50 @@ Global___TransformerFamily: _TypeAlias = TransformerFamily  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
-    """How rows are divided, each class in the same proportion. Fractions leave the rest to training."""
+    """How rows are divided. Fractions leave the rest to training.
+
+    The bundle's lineage.json holds the digest of the row numbers of each part, so that who divides
+    the same dataset again can tell that the parts are the same.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     TEST_FRACTION_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     validation_fraction: _builtins.float
     """Fraction for early stopping, over 0, to 0.5. Unset: 0.15."""
     test_fraction: _builtins.float
     """Fraction for the final metrics, over 0, to 0.5. Unset: 0.15."""
+    method: _dataset_pb2.SplitMethod.ValueType
+    """By what rows are divided; GROUP and TIME need a table."""
+    column: _builtins.str
+    """The column by which GROUP or TIME divides; it may be a feature or not. No row may lack a value."""
+    seed: _builtins.int
+    """Seed of the division. Unset: that of the training."""
     def __init__(
         self,
         *,
         validation_fraction: _builtins.float | None = ...,
         test_fraction: _builtins.float | None = ...,
+        method: _dataset_pb2.SplitMethod.ValueType = ...,
+        column: _builtins.str = ...,
+        seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_test_fraction", b"_test_fraction", "_validation_fraction", b"_validation_fraction", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_test_fraction", b"_test_fraction", "_validation_fraction", b"_validation_fraction", "seed", b"seed", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_fraction", b"_test_fraction", "_validation_fraction", b"_validation_fraction", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_test_fraction", b"_test_fraction", "_validation_fraction", b"_validation_fraction", "column", b"column", "method", b"method", "seed", b"seed", "test_fraction", b"test_fraction", "validation_fraction", b"validation_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__test_fraction: _TypeAlias = _typing.Literal["test_fraction"]  # noqa: Y015
     _WhichOneofArgType__test_fraction: _TypeAlias = _typing.Literal["_test_fraction", b"_test_fraction"]  # noqa: Y015
     _WhichOneofReturnType__validation_fraction: _TypeAlias = _typing.Literal["validation_fraction"]  # noqa: Y015
     _WhichOneofArgType__validation_fraction: _TypeAlias = _typing.Literal["_validation_fraction", b"_validation_fraction"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__test_fraction) -> _WhichOneofReturnType__test_fraction | None: ...
     @_typing.overload
