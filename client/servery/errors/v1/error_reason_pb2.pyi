@@ -111,7 +111,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 64
     """(RESOURCE_EXHAUSTED) A quota is used up; `RetryInfo` says when to try again and `QuotaFailure`
     repeats the limit. metadata: `limit`, one of `requests_per_second`, `requests_per_day`,
-    `key_exchanges`.
+    `requests_in_flight`, `key_exchanges`, `budget`.
+    """
+    ERROR_REASON_IDENTITY_UNKNOWN: _ErrorReason.ValueType  # 65
+    """(PERMISSION_DENIED) The token of the company's issuer or the client certificate is genuine, but
+    the configuration of the gateway gives it nothing. metadata: `identity`.
     """
     ERROR_REASON_MODEL_NOT_SERVED: _ErrorReason.ValueType  # 80
     """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""
@@ -244,7 +248,11 @@ metadata: `problem`.
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 64
 """(RESOURCE_EXHAUSTED) A quota is used up; `RetryInfo` says when to try again and `QuotaFailure`
 repeats the limit. metadata: `limit`, one of `requests_per_second`, `requests_per_day`,
-`key_exchanges`.
+`requests_in_flight`, `key_exchanges`, `budget`.
+"""
+ERROR_REASON_IDENTITY_UNKNOWN: ErrorReason.ValueType  # 65
+"""(PERMISSION_DENIED) The token of the company's issuer or the client certificate is genuine, but
+the configuration of the gateway gives it nothing. metadata: `identity`.
 """
 ERROR_REASON_MODEL_NOT_SERVED: ErrorReason.ValueType  # 80
 """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""

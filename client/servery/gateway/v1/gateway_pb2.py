@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n servery/gateway/v1/gateway.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\nPermission\x12&\n\x04verb\x18\x01 \x01(\x0e\x32\x18.servery.gateway.v1.Verb\x12\x0e\n\x06models\x18\x02 \x03(\t\"\xa7\x02\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x33\n\x0bpermissions\x18\x03 \x03(\x0b\x32\x1e.servery.gateway.v1.Permission\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x15\x45xchangeApiKeyRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"\xa1\x01\n\x16\x45xchangeApiKeyResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x33\n\x0bpermissions\x18\x04 \x03(\x0b\x32\x1e.servery.gateway.v1.Permission\"A\n\x13\x43reateTenantRequest\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.Tenant\"B\n\x14\x43reateTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.Tenant\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x13ListTenantsResponse\x12+\n\x07tenants\x18\x01 \x03(\x0b\x32\x1a.servery.gateway.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x1a.servery.gateway.v1.ApiKey\"S\n\x14\x43reateApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"K\n\x12ListApiKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x13ListApiKeysResponse\x12,\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1a.servery.gateway.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13RevokeApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x14RevokeApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.ApiKey*\x7f\n\x04Verb\x12\x14\n\x10VERB_UNSPECIFIED\x10\x00\x12\x0e\n\nVERB_INFER\x10\x01\x12\r\n\tVERB_READ\x10\x02\x12\x0e\n\nVERB_TRAIN\x10\x03\x12\x10\n\x0cVERB_PUBLISH\x10\x04\x12\x10\n\x0cVERB_PROMOTE\x10\x05\x12\x0e\n\nVERB_ADMIN\x10\x06\x32\x98\x01\n\x0b\x41uthService\x12\x88\x01\n\x0e\x45xchangeApiKey\x12).servery.gateway.v1.ExchangeApiKeyRequest\x1a*.servery.gateway.v1.ExchangeApiKeyResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/apiKeys:exchange:\x01*2\xfc\x02\n\rTenantService\x12~\n\x0c\x43reateTenant\x12\'.servery.gateway.v1.CreateTenantRequest\x1a(.servery.gateway.v1.CreateTenantResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x0b/v1/tenants:\x06tenant\x12v\n\tGetTenant\x12$.servery.gateway.v1.GetTenantRequest\x1a%.servery.gateway.v1.GetTenantResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=tenants/*}\x12s\n\x0bListTenants\x12&.servery.gateway.v1.ListTenantsRequest\x1a\'.servery.gateway.v1.ListTenantsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/tenants2\xc3\x03\n\rApiKeyService\x12\x92\x01\n\x0c\x43reateApiKey\x12\'.servery.gateway.v1.CreateApiKeyRequest\x1a(.servery.gateway.v1.CreateApiKeyResponse\"/\x82\xd3\xe4\x93\x02)\"\x1e/v1/{parent=tenants/*}/apiKeys:\x07\x61pi_key\x12\x86\x01\n\x0bListApiKeys\x12&.servery.gateway.v1.ListApiKeysRequest\x1a\'.servery.gateway.v1.ListApiKeysResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=tenants/*}/apiKeys\x12\x93\x01\n\x0cRevokeApiKey\x12\'.servery.gateway.v1.RevokeApiKeyRequest\x1a(.servery.gateway.v1.RevokeApiKeyResponse\"0\x82\xd3\xe4\x93\x02*\"%/v1/{name=tenants/*/apiKeys/*}:revoke:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n servery/gateway/v1/gateway.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\nPermission\x12&\n\x04verb\x18\x01 \x01(\x0e\x32\x18.servery.gateway.v1.Verb\x12\x0e\n\x06models\x18\x02 \x03(\t\"\xa7\x02\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x33\n\x0bpermissions\x18\x03 \x03(\x0b\x32\x1e.servery.gateway.v1.Permission\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8b\x01\n\x15\x45xchangeApiKeyRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x33\n\x0bpermissions\x18\x02 \x03(\x0b\x32\x1e.servery.gateway.v1.Permission\x12,\n\tvalid_for\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa1\x01\n\x16\x45xchangeApiKeyResponse\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x33\n\x0bpermissions\x18\x04 \x03(\x0b\x32\x1e.servery.gateway.v1.Permission\"A\n\x13\x43reateTenantRequest\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.Tenant\"B\n\x14\x43reateTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.Tenant\" \n\x10GetTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x11GetTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x13ListTenantsResponse\x12+\n\x07tenants\x18\x01 \x03(\x0b\x32\x1a.servery.gateway.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x13\x43reateApiKeyRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12+\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x1a.servery.gateway.v1.ApiKey\"S\n\x14\x43reateApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"K\n\x12ListApiKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x13ListApiKeysResponse\x12,\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x1a.servery.gateway.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13RevokeApiKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x14RevokeApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x1a.servery.gateway.v1.ApiKey*\x7f\n\x04Verb\x12\x14\n\x10VERB_UNSPECIFIED\x10\x00\x12\x0e\n\nVERB_INFER\x10\x01\x12\r\n\tVERB_READ\x10\x02\x12\x0e\n\nVERB_TRAIN\x10\x03\x12\x10\n\x0cVERB_PUBLISH\x10\x04\x12\x10\n\x0cVERB_PROMOTE\x10\x05\x12\x0e\n\nVERB_ADMIN\x10\x06\x32\x98\x01\n\x0b\x41uthService\x12\x88\x01\n\x0e\x45xchangeApiKey\x12).servery.gateway.v1.ExchangeApiKeyRequest\x1a*.servery.gateway.v1.ExchangeApiKeyResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/apiKeys:exchange:\x01*2\xfc\x02\n\rTenantService\x12~\n\x0c\x43reateTenant\x12\'.servery.gateway.v1.CreateTenantRequest\x1a(.servery.gateway.v1.CreateTenantResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x0b/v1/tenants:\x06tenant\x12v\n\tGetTenant\x12$.servery.gateway.v1.GetTenantRequest\x1a%.servery.gateway.v1.GetTenantResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=tenants/*}\x12s\n\x0bListTenants\x12&.servery.gateway.v1.ListTenantsRequest\x1a\'.servery.gateway.v1.ListTenantsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/tenants2\xc3\x03\n\rApiKeyService\x12\x92\x01\n\x0c\x43reateApiKey\x12\'.servery.gateway.v1.CreateApiKeyRequest\x1a(.servery.gateway.v1.CreateApiKeyResponse\"/\x82\xd3\xe4\x93\x02)\"\x1e/v1/{parent=tenants/*}/apiKeys:\x07\x61pi_key\x12\x86\x01\n\x0bListApiKeys\x12&.servery.gateway.v1.ListApiKeysRequest\x1a\'.servery.gateway.v1.ListApiKeysResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=tenants/*}/apiKeys\x12\x93\x01\n\x0cRevokeApiKey\x12\'.servery.gateway.v1.RevokeApiKeyRequest\x1a(.servery.gateway.v1.RevokeApiKeyResponse\"0\x82\xd3\xe4\x93\x02*\"%/v1/{name=tenants/*/apiKeys/*}:revoke:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,46 +48,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEYSERVICE'].methods_by_name['ListApiKeys']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{parent=tenants/*}/apiKeys'
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._serialized_options = b'\202\323\344\223\002*\"%/v1/{name=tenants/*/apiKeys/*}:revoke:\001*'
-  _globals['_VERB']._serialized_start=1654
-  _globals['_VERB']._serialized_end=1781
+  _globals['_VERB']._serialized_start=1754
+  _globals['_VERB']._serialized_end=1881
   _globals['_TENANT']._serialized_start=151
   _globals['_TENANT']._serialized_end=244
   _globals['_PERMISSION']._serialized_start=246
   _globals['_PERMISSION']._serialized_end=314
   _globals['_APIKEY']._serialized_start=317
   _globals['_APIKEY']._serialized_end=612
-  _globals['_EXCHANGEAPIKEYREQUEST']._serialized_start=614
-  _globals['_EXCHANGEAPIKEYREQUEST']._serialized_end=654
-  _globals['_EXCHANGEAPIKEYRESPONSE']._serialized_start=657
-  _globals['_EXCHANGEAPIKEYRESPONSE']._serialized_end=818
-  _globals['_CREATETENANTREQUEST']._serialized_start=820
-  _globals['_CREATETENANTREQUEST']._serialized_end=885
-  _globals['_CREATETENANTRESPONSE']._serialized_start=887
-  _globals['_CREATETENANTRESPONSE']._serialized_end=953
-  _globals['_GETTENANTREQUEST']._serialized_start=955
-  _globals['_GETTENANTREQUEST']._serialized_end=987
-  _globals['_GETTENANTRESPONSE']._serialized_start=989
-  _globals['_GETTENANTRESPONSE']._serialized_end=1052
-  _globals['_LISTTENANTSREQUEST']._serialized_start=1054
-  _globals['_LISTTENANTSREQUEST']._serialized_end=1113
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=1115
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1206
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1208
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1290
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1292
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1375
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1377
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1452
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1454
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1546
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1548
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1583
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1585
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1652
-  _globals['_AUTHSERVICE']._serialized_start=1784
-  _globals['_AUTHSERVICE']._serialized_end=1936
-  _globals['_TENANTSERVICE']._serialized_start=1939
-  _globals['_TENANTSERVICE']._serialized_end=2319
-  _globals['_APIKEYSERVICE']._serialized_start=2322
-  _globals['_APIKEYSERVICE']._serialized_end=2773
+  _globals['_EXCHANGEAPIKEYREQUEST']._serialized_start=615
+  _globals['_EXCHANGEAPIKEYREQUEST']._serialized_end=754
+  _globals['_EXCHANGEAPIKEYRESPONSE']._serialized_start=757
+  _globals['_EXCHANGEAPIKEYRESPONSE']._serialized_end=918
+  _globals['_CREATETENANTREQUEST']._serialized_start=920
+  _globals['_CREATETENANTREQUEST']._serialized_end=985
+  _globals['_CREATETENANTRESPONSE']._serialized_start=987
+  _globals['_CREATETENANTRESPONSE']._serialized_end=1053
+  _globals['_GETTENANTREQUEST']._serialized_start=1055
+  _globals['_GETTENANTREQUEST']._serialized_end=1087
+  _globals['_GETTENANTRESPONSE']._serialized_start=1089
+  _globals['_GETTENANTRESPONSE']._serialized_end=1152
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1154
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1213
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1215
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1306
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1308
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1390
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1392
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1475
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1477
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1552
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1554
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1646
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1648
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1683
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1685
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1752
+  _globals['_AUTHSERVICE']._serialized_start=1884
+  _globals['_AUTHSERVICE']._serialized_end=2036
+  _globals['_TENANTSERVICE']._serialized_start=2039
+  _globals['_TENANTSERVICE']._serialized_end=2419
+  _globals['_APIKEYSERVICE']._serialized_start=2422
+  _globals['_APIKEYSERVICE']._serialized_end=2873
 # @@protoc_insertion_point(module_scope)

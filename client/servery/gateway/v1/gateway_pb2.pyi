@@ -188,16 +188,32 @@ class ExchangeApiKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    VALID_FOR_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
     """Required. The secret, `sk-…`."""
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Permission]:
+        """What the token shall permit, for one that is handed on: no more than the key permits. Empty: all
+        that the key permits.
+        """
+
+    @_builtins.property
+    def valid_for(self) -> _duration_pb2.Duration:
+        """How long the token shall be valid, from 1 second to 10 minutes. Unset: 10 minutes. It never
+        outlives the key.
+        """
+
     def __init__(
         self,
         *,
         api_key: _builtins.str = ...,
+        permissions: _abc.Iterable[Global___Permission] | None = ...,
+        valid_for: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_for", b"valid_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "permissions", b"permissions", "valid_for", b"valid_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

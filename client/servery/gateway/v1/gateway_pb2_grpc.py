@@ -50,6 +50,8 @@ class AuthServiceServicer(object):
         """Returns a token for `authorization: Bearer {token}`. The only RPC that needs none itself.
 
         Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+        - PERMISSION_DENIED, PERMISSION_DENIED: `permissions` asks for more than the key has.
         - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
         - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
         """

@@ -37,6 +37,8 @@ class AuthServiceStub:
     """Returns a token for `authorization: Bearer {token}`. The only RPC that needs none itself.
 
     Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+    - PERMISSION_DENIED, PERMISSION_DENIED: `permissions` asks for more than the key has.
     - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
     - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
     """
@@ -50,6 +52,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Returns a token for `authorization: Bearer {token}`. The only RPC that needs none itself.
 
     Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+    - PERMISSION_DENIED, PERMISSION_DENIED: `permissions` asks for more than the key has.
     - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
     - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
     """
@@ -66,6 +70,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a token for `authorization: Bearer {token}`. The only RPC that needs none itself.
 
         Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
+        - PERMISSION_DENIED, PERMISSION_DENIED: `permissions` asks for more than the key has.
         - UNAUTHENTICATED, API_KEY_INVALID: the key is unknown, revoked or expired.
         - RESOURCE_EXHAUSTED, QUOTA_EXCEEDED: too many exchanges from one address.
         """

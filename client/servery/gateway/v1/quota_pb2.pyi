@@ -25,6 +25,7 @@ class Quota(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     REQUESTS_PER_DAY_FIELD_NUMBER: _builtins.int
+    REQUESTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}` or `tenants/{tenant}/apiKeys/{key}`."""
     requests_per_second: _builtins.int
@@ -35,16 +36,21 @@ class Quota(_message.Message):
     """Calls that reach a server, each day from midnight in UTC. Enforced within two seconds of the
     call that used up the last one. 0 means no limit.
     """
+    requests_in_flight: _builtins.int
+    """Inference requests being answered at once, by every inference server for itself; each request of
+    a stream is one. 0 to 1,000,000; 0 means no limit of its own.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         requests_per_second: _builtins.int = ...,
         requests_per_day: _builtins.int = ...,
+        requests_in_flight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "requests_per_day", b"requests_per_day", "requests_per_second", b"requests_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "requests_in_flight", b"requests_in_flight", "requests_per_day", b"requests_per_day", "requests_per_second", b"requests_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

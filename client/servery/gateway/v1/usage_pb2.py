@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/usage.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x01\n\nUsageQuery\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x08group_by\x18\x05 \x03(\x0e\x32\".servery.gateway.v1.UsageDimension\"\xe6\x01\n\x08UsageRow\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05\x12\x10\n\x08requests\x18\x06 \x01(\x03\x12\x15\n\rrequest_bytes\x18\x07 \x01(\x03\x12\x16\n\x0eresponse_bytes\x18\x08 \x01(\x03\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x11QueryUsageRequest\x12-\n\x05query\x18\x01 \x01(\x0b\x32\x1e.servery.gateway.v1.UsageQuery\"@\n\x12QueryUsageResponse\x12*\n\x04rows\x18\x01 \x03(\x0b\x32\x1c.servery.gateway.v1.UsageRow\"C\n\x12\x45xportUsageRequest\x12-\n\x05query\x18\x01 \x01(\x0b\x32\x1e.servery.gateway.v1.UsageQuery\"$\n\x13\x45xportUsageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*\x9f\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16USAGE_DIMENSION_TENANT\x10\x01\x12\x1b\n\x17USAGE_DIMENSION_API_KEY\x10\x02\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x03\x12\x18\n\x14USAGE_DIMENSION_CODE\x10\x04\x32\x87\x02\n\x0cUsageService\x12\x94\x01\n\nQueryUsage\x12%.servery.gateway.v1.QueryUsageRequest\x1a&.servery.gateway.v1.QueryUsageResponse\"7\x82\xd3\xe4\x93\x02\x31\"(/v1/{query.parent=tenants/*}/usage:query:\x05query\x12`\n\x0b\x45xportUsage\x12&.servery.gateway.v1.ExportUsageRequest\x1a\'.servery.gateway.v1.ExportUsageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/usage.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x01\n\nUsageQuery\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x08group_by\x18\x05 \x03(\x0e\x32\".servery.gateway.v1.UsageDimension\"\xca\x02\n\x08UsageRow\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05\x12\x10\n\x08requests\x18\x06 \x01(\x03\x12\x15\n\rrequest_bytes\x18\x07 \x01(\x03\x12\x16\n\x0eresponse_bytes\x18\x08 \x01(\x03\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\n \x01(\x03\x12\x0c\n\x04rows\x18\x0b \x01(\x03\x12/\n\x0c\x63ompute_time\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ncost_nanos\x18\r \x01(\x03\"B\n\x11QueryUsageRequest\x12-\n\x05query\x18\x01 \x01(\x0b\x32\x1e.servery.gateway.v1.UsageQuery\"@\n\x12QueryUsageResponse\x12*\n\x04rows\x18\x01 \x03(\x0b\x32\x1c.servery.gateway.v1.UsageRow\"C\n\x12\x45xportUsageRequest\x12-\n\x05query\x18\x01 \x01(\x0b\x32\x1e.servery.gateway.v1.UsageQuery\"$\n\x13\x45xportUsageResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*\xbc\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16USAGE_DIMENSION_TENANT\x10\x01\x12\x1b\n\x17USAGE_DIMENSION_API_KEY\x10\x02\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x03\x12\x18\n\x14USAGE_DIMENSION_CODE\x10\x04\x12\x1b\n\x17USAGE_DIMENSION_VERSION\x10\x05\x32\x87\x02\n\x0cUsageService\x12\x94\x01\n\nQueryUsage\x12%.servery.gateway.v1.QueryUsageRequest\x1a&.servery.gateway.v1.QueryUsageResponse\"7\x82\xd3\xe4\x93\x02\x31\"(/v1/{query.parent=tenants/*}/usage:query:\x05query\x12`\n\x0b\x45xportUsage\x12&.servery.gateway.v1.ExportUsageRequest\x1a\'.servery.gateway.v1.ExportUsageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,20 +36,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['QueryUsage']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['QueryUsage']._serialized_options = b'\202\323\344\223\0021\"(/v1/{query.parent=tenants/*}/usage:query:\005query'
-  _globals['_USAGEDIMENSION']._serialized_start=848
-  _globals['_USAGEDIMENSION']._serialized_end=1007
+  _globals['_USAGEDIMENSION']._serialized_start=948
+  _globals['_USAGEDIMENSION']._serialized_end=1136
   _globals['_USAGEQUERY']._serialized_start=150
   _globals['_USAGEQUERY']._serialized_end=371
   _globals['_USAGEROW']._serialized_start=374
-  _globals['_USAGEROW']._serialized_end=604
-  _globals['_QUERYUSAGEREQUEST']._serialized_start=606
-  _globals['_QUERYUSAGEREQUEST']._serialized_end=672
-  _globals['_QUERYUSAGERESPONSE']._serialized_start=674
-  _globals['_QUERYUSAGERESPONSE']._serialized_end=738
-  _globals['_EXPORTUSAGEREQUEST']._serialized_start=740
-  _globals['_EXPORTUSAGEREQUEST']._serialized_end=807
-  _globals['_EXPORTUSAGERESPONSE']._serialized_start=809
-  _globals['_EXPORTUSAGERESPONSE']._serialized_end=845
-  _globals['_USAGESERVICE']._serialized_start=1010
-  _globals['_USAGESERVICE']._serialized_end=1273
+  _globals['_USAGEROW']._serialized_end=704
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=706
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=772
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=774
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=838
+  _globals['_EXPORTUSAGEREQUEST']._serialized_start=840
+  _globals['_EXPORTUSAGEREQUEST']._serialized_end=907
+  _globals['_EXPORTUSAGERESPONSE']._serialized_start=909
+  _globals['_EXPORTUSAGERESPONSE']._serialized_end=945
+  _globals['_USAGESERVICE']._serialized_start=1139
+  _globals['_USAGESERVICE']._serialized_end=1402
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,8 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     """`UsageRow.model`."""
     USAGE_DIMENSION_CODE: _UsageDimension.ValueType  # 4
     """`UsageRow.code`."""
+    USAGE_DIMENSION_VERSION: _UsageDimension.ValueType  # 5
+    """`UsageRow.version`."""
 
 class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
     """What sums can be told apart by."""
@@ -51,6 +53,8 @@ USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 3
 """`UsageRow.model`."""
 USAGE_DIMENSION_CODE: UsageDimension.ValueType  # 4
 """`UsageRow.code`."""
+USAGE_DIMENSION_VERSION: UsageDimension.ValueType  # 5
+"""`UsageRow.version`."""
 Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
@@ -116,6 +120,10 @@ class UsageRow(_message.Message):
     REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COMPUTE_TIME_FIELD_NUMBER: _builtins.int
+    COST_NANOS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """`tenants/{tenant}`."""
     api_key: _builtins.str
@@ -132,6 +140,14 @@ class UsageRow(_message.Message):
     """What callers sent, without headers, in bytes."""
     response_bytes: _builtins.int
     """What callers got, without headers, in bytes."""
+    version: _builtins.int
+    """Number of the version that answered; 0 for calls that were not answered by a model."""
+    rows: _builtins.int
+    """Rows of inference. Inference tells them at the end of a call, so a stream that its caller
+    cancels has none.
+    """
+    cost_nanos: _builtins.int
+    """What the calls cost, in billionths; see `BillingService`."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Beginning of the bucket, or of the query where that begins later."""
@@ -139,6 +155,10 @@ class UsageRow(_message.Message):
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """Sum of the times from the first byte of a call to its last."""
+
+    @_builtins.property
+    def compute_time(self) -> _duration_pb2.Duration:
+        """How long models ran for these calls. A run that several calls share counts for each by its rows."""
 
     def __init__(
         self,
@@ -152,10 +172,14 @@ class UsageRow(_message.Message):
         request_bytes: _builtins.int = ...,
         response_bytes: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
+        version: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        compute_time: _duration_pb2.Duration | None = ...,
+        cost_nanos: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "code", b"code", "duration", b"duration", "model", b"model", "request_bytes", b"request_bytes", "requests", b"requests", "response_bytes", b"response_bytes", "start_time", b"start_time", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "code", b"code", "compute_time", b"compute_time", "cost_nanos", b"cost_nanos", "duration", b"duration", "model", b"model", "request_bytes", b"request_bytes", "requests", b"requests", "response_bytes", b"response_bytes", "rows", b"rows", "start_time", b"start_time", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,7 +80,7 @@ class UsageServiceServicer(object):
     def ExportUsage(self, request, context):
         """Returns the same sums as a CSV file (RFC 4180, UTF-8), in pieces. Its first line names the
         columns: `start_time`, those of the dimensions asked for, `requests`, `request_bytes`,
-        `response_bytes`, `duration_s`.
+        `response_bytes`, `duration_s`, `rows`, `compute_s`, `cost`.
 
         Errors: as `QueryUsage`, with at most 1,000,000 rows.
         """

@@ -52,7 +52,7 @@ class UsageServiceStub:
     ExportUsage: _grpc.UnaryStreamMultiCallable[_usage_pb2.ExportUsageRequest, _usage_pb2.ExportUsageResponse]
     """Returns the same sums as a CSV file (RFC 4180, UTF-8), in pieces. Its first line names the
     columns: `start_time`, those of the dimensions asked for, `requests`, `request_bytes`,
-    `response_bytes`, `duration_s`.
+    `response_bytes`, `duration_s`, `rows`, `compute_s`, `cost`.
 
     Errors: as `QueryUsage`, with at most 1,000,000 rows.
     """
@@ -81,7 +81,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
     ExportUsage: _aio.UnaryStreamMultiCallable[_usage_pb2.ExportUsageRequest, _usage_pb2.ExportUsageResponse]  # type: ignore[assignment]
     """Returns the same sums as a CSV file (RFC 4180, UTF-8), in pieces. Its first line names the
     columns: `start_time`, those of the dimensions asked for, `requests`, `request_bytes`,
-    `response_bytes`, `duration_s`.
+    `response_bytes`, `duration_s`, `rows`, `compute_s`, `cost`.
 
     Errors: as `QueryUsage`, with at most 1,000,000 rows.
     """
@@ -119,7 +119,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_usage_pb2.ExportUsageResponse], _abc.AsyncIterator[_usage_pb2.ExportUsageResponse]]:
         """Returns the same sums as a CSV file (RFC 4180, UTF-8), in pieces. Its first line names the
         columns: `start_time`, those of the dimensions asked for, `requests`, `request_bytes`,
-        `response_bytes`, `duration_s`.
+        `response_bytes`, `duration_s`, `rows`, `compute_s`, `cost`.
 
         Errors: as `QueryUsage`, with at most 1,000,000 rows.
         """
