@@ -1,7 +1,8 @@
 """Resource names, parsed: past the edge of a server a name cannot be wrong.
 
 The grammar is that of the protos: `tenants/{t}`, `tenants/{t}/models/{m}`, and below those
-`versions/{n}`, `aliases/{a}`; `tenants/{t}/datasets/{d}`, `…/trainingJobs/{j}`, `…/apiKeys/{k}`.
+`versions/{n}`, `aliases/{a}`; `tenants/{t}/datasets/{d}`, `…/trainingJobs/{j}`, `…/studies/{s}`,
+`…/apiKeys/{k}`.
 """
 
 import re
@@ -133,6 +134,19 @@ class TrainingJobName(ResourceName):
 
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/trainingJobs/{self.job}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StudyName(ResourceName):
+    """`tenants/{tenant}/studies/{study}`."""
+
+    tenant: str
+    study: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/studies/([a-z0-9][a-z0-9-]{{0,62}})")
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/studies/{self.study}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

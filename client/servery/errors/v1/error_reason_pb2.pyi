@@ -84,6 +84,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_TRAINING_JOB_CRASHED: _ErrorReason.ValueType  # 45
     """In `TrainingJob.error` only: the process of the job ended without a result. metadata: `exit`."""
+    ERROR_REASON_TRAINING_DEADLINE: _ErrorReason.ValueType  # 46
+    """In `TrainingJob.error` only: the job ran until its deadline. metadata: `deadline_s`."""
+    ERROR_REASON_STUDY_NOT_FOUND: _ErrorReason.ValueType  # 47
+    """(NOT_FOUND) No study has this name. metadata: `name`."""
+    ERROR_REASON_STUDY_ENDED: _ErrorReason.ValueType  # 48
+    """(FAILED_PRECONDITION) The study has ended, so it cannot be cancelled. metadata: `name`, `state`."""
+    ERROR_REASON_STUDY_FAILED: _ErrorReason.ValueType  # 49
+    """In `Study.error` only: no trial completed. metadata: `trial_count`."""
     ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 50
     """(NOT_FOUND) No upload has this name; it ended, expired or was never begun. metadata: `name`."""
     ERROR_REASON_UPLOAD_MOVED: _ErrorReason.ValueType  # 51
@@ -96,6 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """(RESOURCE_EXHAUSTED) The tenant has as many uploads under way as it may. metadata: `limit`."""
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 54
     """(RESOURCE_EXHAUSTED) The server's disk has no room for a file. metadata: `needed_bytes`,
+    `free_bytes`.
+    """
+    ERROR_REASON_TRAINING_STORAGE_FULL: _ErrorReason.ValueType  # 55
+    """In `TrainingJob.error` only: the disk under the process of the job was full. metadata:
     `free_bytes`.
     """
     ERROR_REASON_TENANT_NOT_FOUND: _ErrorReason.ValueType  # 60
@@ -221,6 +233,14 @@ metadata: `max_relative_error`, `tolerance`.
 """
 ERROR_REASON_TRAINING_JOB_CRASHED: ErrorReason.ValueType  # 45
 """In `TrainingJob.error` only: the process of the job ended without a result. metadata: `exit`."""
+ERROR_REASON_TRAINING_DEADLINE: ErrorReason.ValueType  # 46
+"""In `TrainingJob.error` only: the job ran until its deadline. metadata: `deadline_s`."""
+ERROR_REASON_STUDY_NOT_FOUND: ErrorReason.ValueType  # 47
+"""(NOT_FOUND) No study has this name. metadata: `name`."""
+ERROR_REASON_STUDY_ENDED: ErrorReason.ValueType  # 48
+"""(FAILED_PRECONDITION) The study has ended, so it cannot be cancelled. metadata: `name`, `state`."""
+ERROR_REASON_STUDY_FAILED: ErrorReason.ValueType  # 49
+"""In `Study.error` only: no trial completed. metadata: `trial_count`."""
 ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 50
 """(NOT_FOUND) No upload has this name; it ended, expired or was never begun. metadata: `name`."""
 ERROR_REASON_UPLOAD_MOVED: ErrorReason.ValueType  # 51
@@ -233,6 +253,10 @@ ERROR_REASON_UPLOAD_LIMIT: ErrorReason.ValueType  # 53
 """(RESOURCE_EXHAUSTED) The tenant has as many uploads under way as it may. metadata: `limit`."""
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 54
 """(RESOURCE_EXHAUSTED) The server's disk has no room for a file. metadata: `needed_bytes`,
+`free_bytes`.
+"""
+ERROR_REASON_TRAINING_STORAGE_FULL: ErrorReason.ValueType  # 55
+"""In `TrainingJob.error` only: the disk under the process of the job was full. metadata:
 `free_bytes`.
 """
 ERROR_REASON_TENANT_NOT_FOUND: ErrorReason.ValueType  # 60

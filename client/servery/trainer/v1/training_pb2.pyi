@@ -37,7 +37,7 @@ class _TrainingJobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trai
     TRAINING_JOB_STATE_PUBLISHING: _TrainingJobState.ValueType  # 3
     """The proven bundle is being uploaded to the registry."""
     TRAINING_JOB_STATE_SUCCEEDED: _TrainingJobState.ValueType  # 4
-    """The version exists."""
+    """The version exists; with `without_publication`, the model is proven."""
     TRAINING_JOB_STATE_FAILED: _TrainingJobState.ValueType  # 5
     """It ended with `error`; nothing was published."""
     TRAINING_JOB_STATE_CANCELLED: _TrainingJobState.ValueType  # 6
@@ -55,7 +55,7 @@ TRAINING_JOB_STATE_RUNNING: TrainingJobState.ValueType  # 2
 TRAINING_JOB_STATE_PUBLISHING: TrainingJobState.ValueType  # 3
 """The proven bundle is being uploaded to the registry."""
 TRAINING_JOB_STATE_SUCCEEDED: TrainingJobState.ValueType  # 4
-"""The version exists."""
+"""The version exists; with `without_publication`, the model is proven."""
 TRAINING_JOB_STATE_FAILED: TrainingJobState.ValueType  # 5
 """It ended with `error`; nothing was published."""
 TRAINING_JOB_STATE_CANCELLED: TrainingJobState.ValueType  # 6
@@ -350,13 +350,44 @@ class TrainingJob(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    WITHOUT_PUBLICATION_FIELD_NUMBER: _builtins.int
+    STUDY_FIELD_NUMBER: _builtins.int
+    OUTCOME_OF_FIELD_NUMBER: _builtins.int
+    RESUME_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/trainingJobs/{job}`; `{job}` is made by the server."""
     state: Global___TrainingJobState.ValueType
     """Where it stands. Set by the server."""
     attempt: _builtins.int
-    """How often its process was started, from 1; above 1 after a restart of the trainer. Set by the
-    server.
+    """How often its process was started, from 1; above 1 after a restart of the trainer or a crash.
+    Set by the server.
+    """
+    priority: _builtins.int
+    """How urgent it is among the queued jobs of its tenant, 0 to 100. Unset: 50. Each minute of
+    waiting counts as one point more. Which tenant is next is decided before, by what each uses.
+    """
+    deadline_s: _builtins.float
+    """Seconds after `start_time` at which it ends, with a last checkpoint, as FAILED for
+    TRAINING_DEADLINE. 0: never.
+    """
+    max_attempts: _builtins.int
+    """How often its process is started at most when it dies without saying why, 1 to 10. 0: 3. A
+    second or more, doubling, lies between two attempts; a later one goes on from the checkpoint.
+    """
+    without_publication: _builtins.bool
+    """Prove the model and report its figures, but publish nothing: `result.version` stays empty."""
+    study: _builtins.str
+    """The study this job is a trial of, `tenants/{tenant}/studies/{study}`. Set by the server."""
+    outcome_of: _builtins.str
+    """The job whose model this one publishes, without training again. Set by the server."""
+    resume_from: _builtins.str
+    """A CANCELLED or FAILED job of the same tenant with the same `spec`: go on from its last
+    checkpoint, kept for a week. Without one the job starts anew, with the same outcome.
     """
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
@@ -386,6 +417,16 @@ class TrainingJob(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it reached a final state. Set by the server."""
 
+    @_builtins.property
+    def resources(self) -> Global___Resources:
+        """What its process may use. Set by the creator; what is left out is filled in by the server."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobError]:
+        """What did not go as asked though the job SUCCEEDED, such as an alias that could not be moved.
+        Set by the server.
+        """
+
     def __init__(
         self,
         *,
@@ -399,14 +440,55 @@ class TrainingJob(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         attempt: _builtins.int = ...,
+        priority: _builtins.int | None = ...,
+        resources: Global___Resources | None = ...,
+        deadline_s: _builtins.float = ...,
+        max_attempts: _builtins.int = ...,
+        warnings: _abc.Iterable[Global___JobError] | None = ...,
+        without_publication: _builtins.bool = ...,
+        study: _builtins.str = ...,
+        outcome_of: _builtins.str = ...,
+        resume_from: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "priority", b"priority", "progress", b"progress", "resources", b"resources", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "name", b"name", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "attempt", b"attempt", "create_time", b"create_time", "deadline_s", b"deadline_s", "end_time", b"end_time", "error", b"error", "max_attempts", b"max_attempts", "name", b"name", "outcome_of", b"outcome_of", "priority", b"priority", "progress", b"progress", "resources", b"resources", "result", b"result", "resume_from", b"resume_from", "spec", b"spec", "start_time", b"start_time", "state", b"state", "study", b"study", "warnings", b"warnings", "without_publication", b"without_publication"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___TrainingJob: _TypeAlias = TrainingJob  # noqa: Y015
+
+@_typing.final
+class Resources(_message.Message):
+    """What the process of a job may use. The job waits until that much is free on the trainer's machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    cores: _builtins.int
+    """CPU cores, at most what the machine has. 0: an equal share of the machine for each of the jobs
+    that run at a time. They decide the weights to the last bit: jobs compare only at equal cores.
+    """
+    memory_bytes: _builtins.int
+    """Memory, in bytes, at most what the machine has; a process that wants more fails. 0: an equal
+    share.
+    """
+    def __init__(
+        self,
+        *,
+        cores: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TrainingJob: _TypeAlias = TrainingJob  # noqa: Y015
+Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class TrainingSpec(_message.Message):
@@ -1387,8 +1469,13 @@ class TrainingResult(_message.Message):
     INTERVALS_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     IMPORTANCES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The published version, `tenants/{tenant}/models/{model}/versions/{version}`."""
+    weights_sha256: _builtins.str
+    """SHA-256 of the trained weights in lowercase hexadecimal, each with its type and shape, in the
+    order of the network. The same spec on the same machine gives the same.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures of the ONNX graph on the test part: `accuracy`, `balanced_accuracy`, `log_loss`,
@@ -1446,10 +1533,11 @@ class TrainingResult(_message.Message):
         intervals: _abc.Mapping[_builtins.str, Global___Interval] | None = ...,
         variants: _abc.Iterable[Global___Variant] | None = ...,
         importances: _abc.Iterable[Global___Importance] | None = ...,
+        weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "importances", b"importances", "intervals", b"intervals", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "importances", b"importances", "intervals", b"intervals", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "variants", b"variants", "version", b"version", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1723,7 +1811,9 @@ class CreateTrainingJobRequest(_message.Message):
     """Check everything and return the job that would be, without creating it."""
     @_builtins.property
     def training_job(self) -> Global___TrainingJob:
-        """Required. Only `spec` is read."""
+        """Required. What the creator sets is read: `spec`, `priority`, `resources`, `deadline_s`,
+        `max_attempts`, `without_publication`, `resume_from`.
+        """
 
     def __init__(
         self,
@@ -1976,3 +2066,59 @@ class WatchTrainingJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchTrainingJobResponse: _TypeAlias = WatchTrainingJobResponse  # noqa: Y015
+
+@_typing.final
+class StreamTrainingJobLogsRequest(_message.Message):
+    """Request for `StreamTrainingJobLogs`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `tenants/{tenant}/trainingJobs/{job}`."""
+    follow: _builtins.bool
+    """Go on until the job has ended; else the stream ends with what there is."""
+    resume_token: _builtins.str
+    """Empty, or the `resume_token` of the last response that was handled."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamTrainingJobLogsRequest: _TypeAlias = StreamTrainingJobLogsRequest  # noqa: Y015
+
+@_typing.final
+class StreamTrainingJobLogsResponse(_message.Message):
+    """Response of `StreamTrainingJobLogs`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the log, UTF-8 as a rule; a chunk may end inside a character."""
+    resume_token: _builtins.str
+    """Pass it to a later call to continue after this response."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamTrainingJobLogsResponse: _TypeAlias = StreamTrainingJobLogsResponse  # noqa: Y015

@@ -84,6 +84,7 @@ class TrainingServiceServicer(object):
         - INVALID_ARGUMENT, DATASET_INVALID: the data cannot be used as the spec asks.
         - INVALID_ARGUMENT, REQUEST_ID_REUSED.
         - NOT_FOUND, DATASET_NOT_FOUND.
+        - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,7 +112,8 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelTrainingJob(self, request, context):
-        """Asks a job to stop. It reaches CANCELLED within seconds and publishes nothing.
+        """Asks a job to stop. It writes a last checkpoint, reaches CANCELLED within seconds and publishes
+        nothing; a new job with `resume_from` goes on where it stopped.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.

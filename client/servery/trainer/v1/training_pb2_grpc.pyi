@@ -49,6 +49,7 @@ class TrainingServiceStub:
     - INVALID_ARGUMENT, DATASET_INVALID: the data cannot be used as the spec asks.
     - INVALID_ARGUMENT, REQUEST_ID_REUSED.
     - NOT_FOUND, DATASET_NOT_FOUND.
+    - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
     """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetTrainingJobRequest, _training_pb2.GetTrainingJobResponse]
     """Returns one job as it is now.
@@ -64,7 +65,8 @@ class TrainingServiceStub:
     - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `page_size` or `page_token` is malformed.
     """
     CancelTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingJobRequest, _training_pb2.CancelTrainingJobResponse]
-    """Asks a job to stop. It reaches CANCELLED within seconds and publishes nothing.
+    """Asks a job to stop. It writes a last checkpoint, reaches CANCELLED within seconds and publishes
+    nothing; a new job with `resume_from` goes on where it stopped.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -101,6 +103,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     - INVALID_ARGUMENT, DATASET_INVALID: the data cannot be used as the spec asks.
     - INVALID_ARGUMENT, REQUEST_ID_REUSED.
     - NOT_FOUND, DATASET_NOT_FOUND.
+    - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
     """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTrainingJobRequest, _training_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """Returns one job as it is now.
@@ -116,7 +119,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     - INVALID_ARGUMENT, FIELD_INVALID: `parent`, `page_size` or `page_token` is malformed.
     """
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingJobRequest, _training_pb2.CancelTrainingJobResponse]  # type: ignore[assignment]
-    """Asks a job to stop. It reaches CANCELLED within seconds and publishes nothing.
+    """Asks a job to stop. It writes a last checkpoint, reaches CANCELLED within seconds and publishes
+    nothing; a new job with `resume_from` goes on where it stopped.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -156,6 +160,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT, DATASET_INVALID: the data cannot be used as the spec asks.
         - INVALID_ARGUMENT, REQUEST_ID_REUSED.
         - NOT_FOUND, DATASET_NOT_FOUND.
+        - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
         """
 
     @_abc_1.abstractmethod
@@ -189,7 +194,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CancelTrainingJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.CancelTrainingJobResponse, _abc.Awaitable[_training_pb2.CancelTrainingJobResponse]]:
-        """Asks a job to stop. It reaches CANCELLED within seconds and publishes nothing.
+        """Asks a job to stop. It writes a last checkpoint, reaches CANCELLED within seconds and publishes
+        nothing; a new job with `resume_from` goes on where it stopped.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
