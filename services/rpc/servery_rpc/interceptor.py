@@ -11,8 +11,8 @@ import inspect
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,13 +23,16 @@ from prometheus_client import Counter, Histogram
 
 from servery_rpc.errors import FieldInvalidError, ServeryError, to_status
 
+if TYPE_CHECKING:
+    from servery_rpc.telemetry import Telemetry
+
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _OK: Final = grpc.StatusCode.OK.name
 _CANCELLED: Final = grpc.StatusCode.CANCELLED.name  # What is left when a handler did not end.
-_NAMES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
+_STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 RETRY_HEADER: Final = "grpc-retry-pushback-ms"
@@ -37,6 +40,9 @@ RETRY_HEADER: Final = "grpc-retry-pushback-ms"
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the RPC this code runs for: the caller's, Envoy's, or a new one."""
+
+trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
+"""The W3C trace that the RPC belongs to; empty where calls are not traced."""
 
 _HANDLED: Final = Counter("servery_grpc_requests_total", "RPCs ended", ["method", "code"])
 _DURATION: Final = Histogram(
@@ -48,9 +54,14 @@ _DURATION: Final = Histogram(
 
 
 class ServeryInterceptor(grpc.aio.ServerInterceptor):
-    """Answer every RPC with a response, the status of a `ServeryError`, or INTERNAL."""
+    """Answer every RPC with a response, the status of a `ServeryError`, or INTERNAL.
 
-    def __init__(self) -> None:
+    Args:
+        telemetry: Traces the calls; None to trace none.
+    """
+
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        self._telemetry = telemetry
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -66,28 +77,35 @@ class ServeryInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None  # Unknown method: no series, no log line.
-            self._guarded[method] = _guard(handler, method)
+            self._guarded[method] = _guard(handler, method, self._telemetry)
         return self._guarded[method]
 
 
-def _guard(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    parse = _parser(handler.request_deserializer)
+def _guard(
+    handler: Any, method: str, telemetry: Telemetry | None
+) -> grpc.RpcMethodHandler[Any, Any]:
+    parse: Callable[..., Any] = _parser(handler.request_deserializer)
     serialize = handler.response_serializer
-    if handler.unary_unary is not None:
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, parse, method), None, serialize
-        )
-    if handler.stream_unary is not None:
-        return grpc.stream_unary_rpc_method_handler(
-            _unary(handler.stream_unary, _each(parse), method), None, serialize
-        )
-    if handler.unary_stream is not None:
-        return grpc.unary_stream_rpc_method_handler(
-            _stream(handler.unary_stream, parse, method), None, serialize
-        )
-    return grpc.stream_stream_rpc_method_handler(
-        _stream(handler.stream_stream, _each(parse), method), None, serialize
-    )
+    if handler.request_streaming:
+        parse = _each(parse)
+    handle = handler.unary_unary or handler.stream_unary
+    if handle is not None:
+        guarded = _unary(handle, parse, method)
+    else:
+        guarded = _stream(handler.unary_stream or handler.stream_stream, parse, method)
+    if telemetry is not None:
+        guarded = telemetry.traced(guarded, method)
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    return make(guarded, None, serialize)
+
+
+_MAKERS: Final[Mapping[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether requests and responses are streams."""
 
 
 def _parser(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -207,6 +225,10 @@ def _status(error: Exception, method: str) -> Any:
 
 
 def _code(context: Context) -> str:
-    """The name of the code a handler has set; grpc.aio keeps the integer, or 0 until one is set."""
+    return status_of(context).name
+
+
+def status_of(context: Any) -> grpc.StatusCode:
+    """The code a handler has set; grpc.aio keeps the integer, or 0 until one is set."""
     code: Any = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, _OK)
+    return code if isinstance(code, grpc.StatusCode) else _STATUSES.get(code, grpc.StatusCode.OK)

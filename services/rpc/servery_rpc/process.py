@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from prometheus_client import start_http_server
 
-from servery_rpc.interceptor import request_id
+from servery_rpc.interceptor import request_id, trace_id
 from servery_rpc.settings import ServerSettings, load
 
 S = TypeVar("S", bound=ServerSettings)
@@ -33,6 +33,8 @@ class JsonFormatter(logging.Formatter):
         }
         if current := request_id.get():
             entry["request_id"] = current
+        if trace := trace_id.get():
+            entry["trace_id"] = trace
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)

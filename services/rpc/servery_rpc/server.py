@@ -4,9 +4,9 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -16,6 +16,9 @@ from grpc_health.v1.health import aio as health_aio
 from servery_rpc.interceptor import ServeryInterceptor
 from servery_rpc.reflection import add_reflection
 from servery_rpc.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from servery_rpc.telemetry import Telemetry
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -69,6 +72,7 @@ async def serving(
     *services: Service,
     pools: Sequence[DescriptorPool] = (),
     transport: Transport | None = None,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Serve inside the block, with health and reflection; drain when it is left.
 
@@ -80,26 +84,41 @@ async def serving(
         *services: What.
         pools: Private descriptor pools that reflection must know.
         transport: What carries the calls; None means grpcio.
+        telemetry: Traces the calls; None means what `settings` say.
 
     Raises:
         RuntimeError: `settings.listen` cannot be bound.
     """
     transport = transport or GrpcioTransport()
-    server = transport.open(settings, ServeryInterceptor())
-    health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for service in services:
-        service.register(server)
-        await health.set(service.name, SERVING if service.ready else NOT_SERVING)
-    await health.set("", SERVING if all(s.ready for s in services) else NOT_SERVING)
-    add_reflection(server, [s.name for s in services] + ["grpc.health.v1.Health"], pools)
-    address = _bind(transport, server, settings)
-    await server.start()
-    try:
-        yield RunningServer(address, health)
-    finally:
-        await health.enter_graceful_shutdown()
-        await server.stop(settings.drain_s)
+    async with AsyncExitStack() as stack:
+        telemetry = telemetry or await stack.enter_async_context(exporting(settings))
+        server = transport.open(settings, ServeryInterceptor(telemetry))
+        health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        for service in services:
+            service.register(server)
+            await health.set(service.name, SERVING if service.ready else NOT_SERVING)
+        await health.set("", SERVING if all(s.ready for s in services) else NOT_SERVING)
+        add_reflection(server, [s.name for s in services] + ["grpc.health.v1.Health"], pools)
+        address = _bind(transport, server, settings)
+        await server.start()
+        try:
+            yield RunningServer(address, health)
+        finally:
+            await health.enter_graceful_shutdown()
+            await server.stop(settings.drain_s)
+
+
+@asynccontextmanager
+async def exporting(settings: ServerSettings) -> AsyncIterator[Telemetry | None]:
+    """Export traces for the length of the block, if `settings` say where to; else give None."""
+    if settings.otlp_endpoint is None:
+        yield None
+        return
+    from servery_rpc.telemetry import Telemetry  # Only here, for what it takes.
+
+    async with Telemetry.exporting(settings) as telemetry:
+        yield telemetry
 
 
 class GrpcioTransport:

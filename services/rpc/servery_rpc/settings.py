@@ -8,18 +8,36 @@ with one line that names it.
 import argparse
 import dataclasses
 import ipaddress
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+_COLLECTOR: Final = re.compile(r"https?://[^\s/@]+:[0-9]{1,5}/?")
 
 S = TypeVar("S")
 
 
-def option(help: str, default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:  # noqa: A002 as argparse calls it
-    """Declare a settings field with the text that `--help` shows for it."""
-    return dataclasses.field(default=default, metadata={"help": help}, **kwargs)
+def option(
+    help: str,  # noqa: A002 as argparse calls it
+    default: Any = dataclasses.MISSING,
+    *,
+    standard: str = "",
+    **kwargs: Any,
+) -> Any:
+    """Declare a settings field.
+
+    Args:
+        help: The text that `--help` shows for it.
+        default: What holds if nothing is said.
+        standard: A variable of the environment that other programs read for the same purpose; the
+            flag and the variable of the process go before it.
+        kwargs: As `dataclasses.field` takes them.
+    """
+    metadata = {"help": help, "standard": standard}
+    return dataclasses.field(default=default, metadata=metadata, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +57,15 @@ class ServerSettings:
     drain_s: float = option("seconds that running calls get to finish after SIGTERM", 10.0)
     max_message_bytes: int = option("largest message accepted or sent; -1: no limit", -1)
     log_level: str = option("debug, info, warning or error", "info")
+    otlp_endpoint: str | None = option(
+        "http:// or https:// and host:port of an OpenTelemetry collector that gets traces over"
+        " gRPC; unset: no traces. OTEL_EXPORTER_OTLP_ENDPOINT is read too",
+        None,
+        standard="OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    trace_ratio: float = option(
+        "share of calls, 0 to 1, that are traced where the caller has not decided", 1.0
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -56,6 +83,13 @@ class ServerSettings:
             raise ValueError("tls_certificate and tls_key must be given together")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
             raise ValueError(f"metrics_port must be 0 to 65535, not {self.metrics_port}")
+        if self.otlp_endpoint is not None and not _COLLECTOR.fullmatch(self.otlp_endpoint):
+            raise ValueError(
+                "otlp_endpoint must be http:// or https:// and host:port, such as"
+                f" http://127.0.0.1:4317, not {self.otlp_endpoint!r}"
+            )
+        if not 0 <= self.trace_ratio <= 1:
+            raise ValueError(f"trace_ratio must be 0 to 1, not {self.trace_ratio}")
         if self.tls_certificate is None and not is_private(self.listen):
             raise ValueError(
                 f"listen is {self.listen!r}, which others can reach: give tls_certificate and"
@@ -120,10 +154,13 @@ def load(cls: type[S], prefix: str, argv: Sequence[str] | None, env: Mapping[str
     for field in fields:
         variable = f"{prefix}_{field.name.upper()}"
         flag = f"--{field.name.replace('_', '-')}"
+        standard = field.metadata["standard"]
         if field.name in given and given[field.name] is not field.default:
             source, text = flag, given[field.name]
         elif variable in env:
             source, text = variable, env[variable]
+        elif env.get(standard):  # By its own rules an empty one counts as unset.
+            source, text = standard, env[standard]
         else:
             continue
         try:
