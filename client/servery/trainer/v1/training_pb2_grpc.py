@@ -63,6 +63,11 @@ class TrainingServiceStub(object):
                 request_serializer=servery_dot_trainer_dot_v1_dot_training__pb2.WatchTrainingJobRequest.SerializeToString,
                 response_deserializer=servery_dot_trainer_dot_v1_dot_training__pb2.WatchTrainingJobResponse.FromString,
                 _registered_method=True)
+        self.StreamTrainingJobLogs = channel.unary_stream(
+                '/servery.trainer.v1.TrainingService/StreamTrainingJobLogs',
+                request_serializer=servery_dot_trainer_dot_v1_dot_training__pb2.StreamTrainingJobLogsRequest.SerializeToString,
+                response_deserializer=servery_dot_trainer_dot_v1_dot_training__pb2.StreamTrainingJobLogsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -136,6 +141,19 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamTrainingJobLogs(self, request, context):
+        """Streams what the process of a job wrote for people, byte by byte: first everything so far
+        (after `resume_token`), then, with `follow`, live until the job has ended. Logs are kept after
+        the end; later attempts of a job append to the same log.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.
+        - NOT_FOUND, TRAINING_JOB_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +181,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchTrainingJob,
                     request_deserializer=servery_dot_trainer_dot_v1_dot_training__pb2.WatchTrainingJobRequest.FromString,
                     response_serializer=servery_dot_trainer_dot_v1_dot_training__pb2.WatchTrainingJobResponse.SerializeToString,
+            ),
+            'StreamTrainingJobLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamTrainingJobLogs,
+                    request_deserializer=servery_dot_trainer_dot_v1_dot_training__pb2.StreamTrainingJobLogsRequest.FromString,
+                    response_serializer=servery_dot_trainer_dot_v1_dot_training__pb2.StreamTrainingJobLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -304,6 +327,33 @@ class TrainingService(object):
             '/servery.trainer.v1.TrainingService/WatchTrainingJob',
             servery_dot_trainer_dot_v1_dot_training__pb2.WatchTrainingJobRequest.SerializeToString,
             servery_dot_trainer_dot_v1_dot_training__pb2.WatchTrainingJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamTrainingJobLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/servery.trainer.v1.TrainingService/StreamTrainingJobLogs',
+            servery_dot_trainer_dot_v1_dot_training__pb2.StreamTrainingJobLogsRequest.SerializeToString,
+            servery_dot_trainer_dot_v1_dot_training__pb2.StreamTrainingJobLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,6 +81,15 @@ class TrainingServiceStub:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.
     - NOT_FOUND, TRAINING_JOB_NOT_FOUND.
     """
+    StreamTrainingJobLogs: _grpc.UnaryStreamMultiCallable[_training_pb2.StreamTrainingJobLogsRequest, _training_pb2.StreamTrainingJobLogsResponse]
+    """Streams what the process of a job wrote for people, byte by byte: first everything so far
+    (after `resume_token`), then, with `follow`, live until the job has ended. Logs are kept after
+    the end; later attempts of a job append to the same log.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.
+    - NOT_FOUND, TRAINING_JOB_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -130,6 +139,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     WatchTrainingJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchTrainingJobRequest, _training_pb2.WatchTrainingJobResponse]  # type: ignore[assignment]
     """Streams what the job does: first everything so far (after `resume_token`), then live. Ends, OK,
     after the event in which the job has ended.
+
+    Errors:
+    - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.
+    - NOT_FOUND, TRAINING_JOB_NOT_FOUND.
+    """
+    StreamTrainingJobLogs: _aio.UnaryStreamMultiCallable[_training_pb2.StreamTrainingJobLogsRequest, _training_pb2.StreamTrainingJobLogsResponse]  # type: ignore[assignment]
+    """Streams what the process of a job wrote for people, byte by byte: first everything so far
+    (after `resume_token`), then, with `follow`, live until the job has ended. Logs are kept after
+    the end; later attempts of a job append to the same log.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.
@@ -211,6 +229,21 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_training_pb2.WatchTrainingJobResponse], _abc.AsyncIterator[_training_pb2.WatchTrainingJobResponse]]:
         """Streams what the job does: first everything so far (after `resume_token`), then live. Ends, OK,
         after the event in which the job has ended.
+
+        Errors:
+        - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.
+        - NOT_FOUND, TRAINING_JOB_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamTrainingJobLogs(
+        self,
+        request: _training_pb2.StreamTrainingJobLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.StreamTrainingJobLogsResponse], _abc.AsyncIterator[_training_pb2.StreamTrainingJobLogsResponse]]:
+        """Streams what the process of a job wrote for people, byte by byte: first everything so far
+        (after `resume_token`), then, with `follow`, live until the job has ended. Logs are kept after
+        the end; later attempts of a job append to the same log.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` or `resume_token` is malformed.

@@ -22,65 +22,78 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from servery.trainer.v1 import training_pb2 as servery_dot_trainer_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservery/trainer/v1/tuning.proto\x12\x12servery.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!servery/trainer/v1/training.proto\"\x8c\x06\n\x05Study\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .servery.trainer.v1.TrainingSpec\x12\x31\n\nparameters\x18\x03 \x03(\x0b\x32\x1d.servery.trainer.v1.Parameter\x12,\n\x07sampler\x18\x04 \x01(\x0e\x32\x1b.servery.trainer.v1.Sampler\x12*\n\x06pruner\x18\x05 \x01(\x0e\x32\x1a.servery.trainer.v1.Pruner\x12/\n\x06metric\x18\x06 \x01(\x0e\x32\x1f.servery.trainer.v1.StudyMetric\x12\x12\n\nmax_trials\x18\x07 \x01(\x05\x12\x16\n\x0emax_duration_s\x18\x08 \x01(\x01\x12\x17\n\x0fparallel_trials\x18\t \x01(\x05\x12\x0c\n\x04seed\x18\n \x01(\r\x12\x15\n\x08priority\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\x30\n\tresources\x18\x0c \x01(\x0b\x32\x1d.servery.trainer.v1.Resources\x12\x18\n\x10trial_deadline_s\x18\r \x01(\x01\x12\x1b\n\x13without_publication\x18\x0e \x01(\x08\x12-\n\x05state\x18\x0f \x01(\x0e\x32\x1e.servery.trainer.v1.StudyState\x12+\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x1c.servery.trainer.v1.JobError\x12-\n\nbest_trial\x18\x11 \x01(\x0b\x32\x19.servery.trainer.v1.Trial\x12\x13\n\x0btrial_count\x18\x12 \x01(\x05\x12\x17\n\x0fpublication_job\x18\x13 \x01(\t\x12\x0f\n\x07version\x18\x14 \x01(\t\x12/\n\x0b\x63reate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_priority\"\xbb\x01\n\tParameter\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x34\n\x08integers\x18\x02 \x01(\x0b\x32 .servery.trainer.v1.IntegerRangeH\x00\x12\x30\n\x06\x66loats\x18\x03 \x01(\x0b\x32\x1e.servery.trainer.v1.FloatRangeH\x00\x12.\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x1b.servery.trainer.v1.ChoicesH\x00\x42\x08\n\x06values\"6\n\x0cIntegerRange\x12\x0b\n\x03low\x18\x01 \x01(\x03\x12\x0c\n\x04high\x18\x02 \x01(\x03\x12\x0b\n\x03log\x18\x03 \x01(\x08\"4\n\nFloatRange\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\x12\x0b\n\x03log\x18\x03 \x01(\x08\"\x19\n\x07\x43hoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x87\x02\n\x05Trial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.servery.trainer.v1.TrialState\x12\x14\n\x0ctraining_job\x18\x04 \x01(\t\x12\x33\n\x0b\x61ssignments\x18\x05 \x03(\x0b\x32\x1e.servery.trainer.v1.Assignment\x12\x12\n\x05value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x07 \x01(\x05\x12\x0c\n\x04rank\x18\x08 \x01(\x05\x12+\n\x05\x65rror\x18\t \x01(\x0b\x32\x1c.servery.trainer.v1.JobErrorB\x08\n\x06_value\")\n\nAssignment\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"y\n\x12\x43reateStudyRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05study\x18\x02 \x01(\x0b\x32\x19.servery.trainer.v1.Study\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"?\n\x13\x43reateStudyResponse\x12(\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.Study\"\x1f\n\x0fGetStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetStudyResponse\x12(\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.Study\"K\n\x12ListStudiesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x13ListStudiesResponse\x12*\n\x07studies\x18\x01 \x03(\x0b\x32\x19.servery.trainer.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x13\x43\x61ncelStudyResponse\x12(\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.Study\"J\n\x11ListTrialsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x12ListTrialsResponse\x12)\n\x06trials\x18\x01 \x03(\x0b\x32\x19.servery.trainer.v1.Trial\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x11WatchStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x8b\x01\n\x12WatchStudyResponse\x12*\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.StudyH\x00\x12*\n\x05trial\x18\x02 \x01(\x0b\x32\x19.servery.trainer.v1.TrialH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\tB\x07\n\x05\x65vent*\xac\x01\n\nStudyState\x12\x1b\n\x17STUDY_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STUDY_STATE_RUNNING\x10\x01\x12\x1a\n\x16STUDY_STATE_PUBLISHING\x10\x02\x12\x19\n\x15STUDY_STATE_SUCCEEDED\x10\x03\x12\x16\n\x12STUDY_STATE_FAILED\x10\x04\x12\x19\n\x15STUDY_STATE_CANCELLED\x10\x05*G\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSAMPLER_TPE\x10\x01\x12\x12\n\x0eSAMPLER_RANDOM\x10\x02*U\n\x06Pruner\x12\x16\n\x12PRUNER_UNSPECIFIED\x10\x00\x12\x11\n\rPRUNER_MEDIAN\x10\x01\x12\x0f\n\x0bPRUNER_ASHA\x10\x02\x12\x0f\n\x0bPRUNER_NONE\x10\x03*s\n\x0bStudyMetric\x12\x1c\n\x18STUDY_METRIC_UNSPECIFIED\x10\x00\x12 \n\x1cSTUDY_METRIC_VALIDATION_LOSS\x10\x01\x12$\n STUDY_METRIC_VALIDATION_ACCURACY\x10\x02*\xa8\x01\n\nTrialState\x12\x1b\n\x17TRIAL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRIAL_STATE_RUNNING\x10\x01\x12\x19\n\x15TRIAL_STATE_COMPLETED\x10\x02\x12\x16\n\x12TRIAL_STATE_PRUNED\x10\x03\x12\x16\n\x12TRIAL_STATE_FAILED\x10\x04\x12\x19\n\x15TRIAL_STATE_CANCELLED\x10\x05\x32\xc2\x04\n\rTuningService\x12^\n\x0b\x43reateStudy\x12&.servery.trainer.v1.CreateStudyRequest\x1a\'.servery.trainer.v1.CreateStudyResponse\x12U\n\x08GetStudy\x12#.servery.trainer.v1.GetStudyRequest\x1a$.servery.trainer.v1.GetStudyResponse\x12^\n\x0bListStudies\x12&.servery.trainer.v1.ListStudiesRequest\x1a\'.servery.trainer.v1.ListStudiesResponse\x12^\n\x0b\x43\x61ncelStudy\x12&.servery.trainer.v1.CancelStudyRequest\x1a\'.servery.trainer.v1.CancelStudyResponse\x12[\n\nListTrials\x12%.servery.trainer.v1.ListTrialsRequest\x1a&.servery.trainer.v1.ListTrialsResponse\x12]\n\nWatchStudy\x12%.servery.trainer.v1.WatchStudyRequest\x1a&.servery.trainer.v1.WatchStudyResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservery/trainer/v1/tuning.proto\x12\x12servery.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!servery/trainer/v1/training.proto\"\x8c\x06\n\x05Study\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .servery.trainer.v1.TrainingSpec\x12\x31\n\nparameters\x18\x03 \x03(\x0b\x32\x1d.servery.trainer.v1.Parameter\x12,\n\x07sampler\x18\x04 \x01(\x0e\x32\x1b.servery.trainer.v1.Sampler\x12*\n\x06pruner\x18\x05 \x01(\x0e\x32\x1a.servery.trainer.v1.Pruner\x12/\n\x06metric\x18\x06 \x01(\x0e\x32\x1f.servery.trainer.v1.StudyMetric\x12\x12\n\nmax_trials\x18\x07 \x01(\x05\x12\x16\n\x0emax_duration_s\x18\x08 \x01(\x01\x12\x17\n\x0fparallel_trials\x18\t \x01(\x05\x12\x0c\n\x04seed\x18\n \x01(\r\x12\x15\n\x08priority\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\x30\n\tresources\x18\x0c \x01(\x0b\x32\x1d.servery.trainer.v1.Resources\x12\x18\n\x10trial_deadline_s\x18\r \x01(\x01\x12\x1b\n\x13without_publication\x18\x0e \x01(\x08\x12-\n\x05state\x18\x0f \x01(\x0e\x32\x1e.servery.trainer.v1.StudyState\x12+\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x1c.servery.trainer.v1.JobError\x12-\n\nbest_trial\x18\x11 \x01(\x0b\x32\x19.servery.trainer.v1.Trial\x12\x13\n\x0btrial_count\x18\x12 \x01(\x05\x12\x17\n\x0fpublication_job\x18\x13 \x01(\t\x12\x0f\n\x07version\x18\x14 \x01(\t\x12/\n\x0b\x63reate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_priority\"\xbb\x01\n\tParameter\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x34\n\x08integers\x18\x02 \x01(\x0b\x32 .servery.trainer.v1.IntegerRangeH\x00\x12\x30\n\x06\x66loats\x18\x03 \x01(\x0b\x32\x1e.servery.trainer.v1.FloatRangeH\x00\x12.\n\x07\x63hoices\x18\x04 \x01(\x0b\x32\x1b.servery.trainer.v1.ChoicesH\x00\x42\x08\n\x06values\"6\n\x0cIntegerRange\x12\x0b\n\x03low\x18\x01 \x01(\x03\x12\x0c\n\x04high\x18\x02 \x01(\x03\x12\x0b\n\x03log\x18\x03 \x01(\x08\"4\n\nFloatRange\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\x12\x0b\n\x03log\x18\x03 \x01(\x08\"\x19\n\x07\x43hoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x87\x02\n\x05Trial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x05\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.servery.trainer.v1.TrialState\x12\x14\n\x0ctraining_job\x18\x04 \x01(\t\x12\x33\n\x0b\x61ssignments\x18\x05 \x03(\x0b\x32\x1e.servery.trainer.v1.Assignment\x12\x12\n\x05value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x07 \x01(\x05\x12\x0c\n\x04rank\x18\x08 \x01(\x05\x12+\n\x05\x65rror\x18\t \x01(\x0b\x32\x1c.servery.trainer.v1.JobErrorB\x08\n\x06_value\")\n\nAssignment\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"y\n\x12\x43reateStudyRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05study\x18\x02 \x01(\x0b\x32\x19.servery.trainer.v1.Study\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"?\n\x13\x43reateStudyResponse\x12(\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.Study\"\x1f\n\x0fGetStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetStudyResponse\x12(\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.Study\"K\n\x12ListStudiesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x13ListStudiesResponse\x12*\n\x07studies\x18\x01 \x03(\x0b\x32\x19.servery.trainer.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x13\x43\x61ncelStudyResponse\x12(\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.Study\"J\n\x11ListTrialsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x12ListTrialsResponse\x12)\n\x06trials\x18\x01 \x03(\x0b\x32\x19.servery.trainer.v1.Trial\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x11WatchStudyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x8b\x01\n\x12WatchStudyResponse\x12*\n\x05study\x18\x01 \x01(\x0b\x32\x19.servery.trainer.v1.StudyH\x00\x12*\n\x05trial\x18\x02 \x01(\x0b\x32\x19.servery.trainer.v1.TrialH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\tB\x07\n\x05\x65vent*\xac\x01\n\nStudyState\x12\x1b\n\x17STUDY_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13STUDY_STATE_RUNNING\x10\x01\x12\x1a\n\x16STUDY_STATE_PUBLISHING\x10\x02\x12\x19\n\x15STUDY_STATE_SUCCEEDED\x10\x03\x12\x16\n\x12STUDY_STATE_FAILED\x10\x04\x12\x19\n\x15STUDY_STATE_CANCELLED\x10\x05*G\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSAMPLER_TPE\x10\x01\x12\x12\n\x0eSAMPLER_RANDOM\x10\x02*U\n\x06Pruner\x12\x16\n\x12PRUNER_UNSPECIFIED\x10\x00\x12\x11\n\rPRUNER_MEDIAN\x10\x01\x12\x0f\n\x0bPRUNER_ASHA\x10\x02\x12\x0f\n\x0bPRUNER_NONE\x10\x03*s\n\x0bStudyMetric\x12\x1c\n\x18STUDY_METRIC_UNSPECIFIED\x10\x00\x12 \n\x1cSTUDY_METRIC_VALIDATION_LOSS\x10\x01\x12$\n STUDY_METRIC_VALIDATION_ACCURACY\x10\x02*\xa8\x01\n\nTrialState\x12\x1b\n\x17TRIAL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRIAL_STATE_RUNNING\x10\x01\x12\x19\n\x15TRIAL_STATE_COMPLETED\x10\x02\x12\x16\n\x12TRIAL_STATE_PRUNED\x10\x03\x12\x16\n\x12TRIAL_STATE_FAILED\x10\x04\x12\x19\n\x15TRIAL_STATE_CANCELLED\x10\x05\x32\xd7\x06\n\rTuningService\x12\x8d\x01\n\x0b\x43reateStudy\x12&.servery.trainer.v1.CreateStudyRequest\x1a\'.servery.trainer.v1.CreateStudyResponse\"-\x82\xd3\xe4\x93\x02\'\"\x1e/v1/{parent=tenants/*}/studies:\x05study\x12}\n\x08GetStudy\x12#.servery.trainer.v1.GetStudyRequest\x1a$.servery.trainer.v1.GetStudyResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=tenants/*/studies/*}\x12\x86\x01\n\x0bListStudies\x12&.servery.trainer.v1.ListStudiesRequest\x1a\'.servery.trainer.v1.ListStudiesResponse\"&\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=tenants/*}/studies\x12\x90\x01\n\x0b\x43\x61ncelStudy\x12&.servery.trainer.v1.CancelStudyRequest\x1a\'.servery.trainer.v1.CancelStudyResponse\"0\x82\xd3\xe4\x93\x02*\"%/v1/{name=tenants/*/studies/*}:cancel:\x01*\x12\x8c\x01\n\nListTrials\x12%.servery.trainer.v1.ListTrialsRequest\x1a&.servery.trainer.v1.ListTrialsResponse\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/{parent=tenants/*/studies/*}/trials\x12\x8b\x01\n\nWatchStudy\x12%.servery.trainer.v1.WatchStudyRequest\x1a&.servery.trainer.v1.WatchStudyResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/{name=tenants/*/studies/*}:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'servery.trainer.v1.tuning_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STUDYSTATE']._serialized_start=2461
-  _globals['_STUDYSTATE']._serialized_end=2633
-  _globals['_SAMPLER']._serialized_start=2635
-  _globals['_SAMPLER']._serialized_end=2706
-  _globals['_PRUNER']._serialized_start=2708
-  _globals['_PRUNER']._serialized_end=2793
-  _globals['_STUDYMETRIC']._serialized_start=2795
-  _globals['_STUDYMETRIC']._serialized_end=2910
-  _globals['_TRIALSTATE']._serialized_start=2913
-  _globals['_TRIALSTATE']._serialized_end=3081
-  _globals['_STUDY']._serialized_start=124
-  _globals['_STUDY']._serialized_end=904
-  _globals['_PARAMETER']._serialized_start=907
-  _globals['_PARAMETER']._serialized_end=1094
-  _globals['_INTEGERRANGE']._serialized_start=1096
-  _globals['_INTEGERRANGE']._serialized_end=1150
-  _globals['_FLOATRANGE']._serialized_start=1152
-  _globals['_FLOATRANGE']._serialized_end=1204
-  _globals['_CHOICES']._serialized_start=1206
-  _globals['_CHOICES']._serialized_end=1231
-  _globals['_TRIAL']._serialized_start=1234
-  _globals['_TRIAL']._serialized_end=1497
-  _globals['_ASSIGNMENT']._serialized_start=1499
-  _globals['_ASSIGNMENT']._serialized_end=1540
-  _globals['_CREATESTUDYREQUEST']._serialized_start=1542
-  _globals['_CREATESTUDYREQUEST']._serialized_end=1663
-  _globals['_CREATESTUDYRESPONSE']._serialized_start=1665
-  _globals['_CREATESTUDYRESPONSE']._serialized_end=1728
-  _globals['_GETSTUDYREQUEST']._serialized_start=1730
-  _globals['_GETSTUDYREQUEST']._serialized_end=1761
-  _globals['_GETSTUDYRESPONSE']._serialized_start=1763
-  _globals['_GETSTUDYRESPONSE']._serialized_end=1823
-  _globals['_LISTSTUDIESREQUEST']._serialized_start=1825
-  _globals['_LISTSTUDIESREQUEST']._serialized_end=1900
-  _globals['_LISTSTUDIESRESPONSE']._serialized_start=1902
-  _globals['_LISTSTUDIESRESPONSE']._serialized_end=1992
-  _globals['_CANCELSTUDYREQUEST']._serialized_start=1994
-  _globals['_CANCELSTUDYREQUEST']._serialized_end=2028
-  _globals['_CANCELSTUDYRESPONSE']._serialized_start=2030
-  _globals['_CANCELSTUDYRESPONSE']._serialized_end=2093
-  _globals['_LISTTRIALSREQUEST']._serialized_start=2095
-  _globals['_LISTTRIALSREQUEST']._serialized_end=2169
-  _globals['_LISTTRIALSRESPONSE']._serialized_start=2171
-  _globals['_LISTTRIALSRESPONSE']._serialized_end=2259
-  _globals['_WATCHSTUDYREQUEST']._serialized_start=2261
-  _globals['_WATCHSTUDYREQUEST']._serialized_end=2316
-  _globals['_WATCHSTUDYRESPONSE']._serialized_start=2319
-  _globals['_WATCHSTUDYRESPONSE']._serialized_end=2458
-  _globals['_TUNINGSERVICE']._serialized_start=3084
-  _globals['_TUNINGSERVICE']._serialized_end=3662
+  _globals['_TUNINGSERVICE'].methods_by_name['CreateStudy']._loaded_options = None
+  _globals['_TUNINGSERVICE'].methods_by_name['CreateStudy']._serialized_options = b'\202\323\344\223\002\'\"\036/v1/{parent=tenants/*}/studies:\005study'
+  _globals['_TUNINGSERVICE'].methods_by_name['GetStudy']._loaded_options = None
+  _globals['_TUNINGSERVICE'].methods_by_name['GetStudy']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{name=tenants/*/studies/*}'
+  _globals['_TUNINGSERVICE'].methods_by_name['ListStudies']._loaded_options = None
+  _globals['_TUNINGSERVICE'].methods_by_name['ListStudies']._serialized_options = b'\202\323\344\223\002 \022\036/v1/{parent=tenants/*}/studies'
+  _globals['_TUNINGSERVICE'].methods_by_name['CancelStudy']._loaded_options = None
+  _globals['_TUNINGSERVICE'].methods_by_name['CancelStudy']._serialized_options = b'\202\323\344\223\002*\"%/v1/{name=tenants/*/studies/*}:cancel:\001*'
+  _globals['_TUNINGSERVICE'].methods_by_name['ListTrials']._loaded_options = None
+  _globals['_TUNINGSERVICE'].methods_by_name['ListTrials']._serialized_options = b'\202\323\344\223\002)\022\'/v1/{parent=tenants/*/studies/*}/trials'
+  _globals['_TUNINGSERVICE'].methods_by_name['WatchStudy']._loaded_options = None
+  _globals['_TUNINGSERVICE'].methods_by_name['WatchStudy']._serialized_options = b'\202\323\344\223\002&\022$/v1/{name=tenants/*/studies/*}:watch'
+  _globals['_STUDYSTATE']._serialized_start=2491
+  _globals['_STUDYSTATE']._serialized_end=2663
+  _globals['_SAMPLER']._serialized_start=2665
+  _globals['_SAMPLER']._serialized_end=2736
+  _globals['_PRUNER']._serialized_start=2738
+  _globals['_PRUNER']._serialized_end=2823
+  _globals['_STUDYMETRIC']._serialized_start=2825
+  _globals['_STUDYMETRIC']._serialized_end=2940
+  _globals['_TRIALSTATE']._serialized_start=2943
+  _globals['_TRIALSTATE']._serialized_end=3111
+  _globals['_STUDY']._serialized_start=154
+  _globals['_STUDY']._serialized_end=934
+  _globals['_PARAMETER']._serialized_start=937
+  _globals['_PARAMETER']._serialized_end=1124
+  _globals['_INTEGERRANGE']._serialized_start=1126
+  _globals['_INTEGERRANGE']._serialized_end=1180
+  _globals['_FLOATRANGE']._serialized_start=1182
+  _globals['_FLOATRANGE']._serialized_end=1234
+  _globals['_CHOICES']._serialized_start=1236
+  _globals['_CHOICES']._serialized_end=1261
+  _globals['_TRIAL']._serialized_start=1264
+  _globals['_TRIAL']._serialized_end=1527
+  _globals['_ASSIGNMENT']._serialized_start=1529
+  _globals['_ASSIGNMENT']._serialized_end=1570
+  _globals['_CREATESTUDYREQUEST']._serialized_start=1572
+  _globals['_CREATESTUDYREQUEST']._serialized_end=1693
+  _globals['_CREATESTUDYRESPONSE']._serialized_start=1695
+  _globals['_CREATESTUDYRESPONSE']._serialized_end=1758
+  _globals['_GETSTUDYREQUEST']._serialized_start=1760
+  _globals['_GETSTUDYREQUEST']._serialized_end=1791
+  _globals['_GETSTUDYRESPONSE']._serialized_start=1793
+  _globals['_GETSTUDYRESPONSE']._serialized_end=1853
+  _globals['_LISTSTUDIESREQUEST']._serialized_start=1855
+  _globals['_LISTSTUDIESREQUEST']._serialized_end=1930
+  _globals['_LISTSTUDIESRESPONSE']._serialized_start=1932
+  _globals['_LISTSTUDIESRESPONSE']._serialized_end=2022
+  _globals['_CANCELSTUDYREQUEST']._serialized_start=2024
+  _globals['_CANCELSTUDYREQUEST']._serialized_end=2058
+  _globals['_CANCELSTUDYRESPONSE']._serialized_start=2060
+  _globals['_CANCELSTUDYRESPONSE']._serialized_end=2123
+  _globals['_LISTTRIALSREQUEST']._serialized_start=2125
+  _globals['_LISTTRIALSREQUEST']._serialized_end=2199
+  _globals['_LISTTRIALSRESPONSE']._serialized_start=2201
+  _globals['_LISTTRIALSRESPONSE']._serialized_end=2289
+  _globals['_WATCHSTUDYREQUEST']._serialized_start=2291
+  _globals['_WATCHSTUDYREQUEST']._serialized_end=2346
+  _globals['_WATCHSTUDYRESPONSE']._serialized_start=2349
+  _globals['_WATCHSTUDYRESPONSE']._serialized_end=2488
+  _globals['_TUNINGSERVICE']._serialized_start=3114
+  _globals['_TUNINGSERVICE']._serialized_end=3969
 # @@protoc_insertion_point(module_scope)
