@@ -27,6 +27,7 @@ MODULES = (
     f"{EXTENSIONS}.access_loggers.grpc.v3.als_pb2",
     f"{EXTENSIONS}.filters.http.cors.v3.cors_pb2",
     f"{EXTENSIONS}.filters.http.grpc_field_extraction.v3.config_pb2",
+    f"{EXTENSIONS}.filters.http.grpc_json_transcoder.v3.transcoder_pb2",
     f"{EXTENSIONS}.filters.http.grpc_web.v3.grpc_web_pb2",
     f"{EXTENSIONS}.filters.http.health_check.v3.health_check_pb2",
     f"{EXTENSIONS}.filters.http.jwt_authn.v3.config_pb2",

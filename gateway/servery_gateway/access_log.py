@@ -11,6 +11,7 @@ import grpc
 
 from servery_gateway import xds_pool
 from servery_gateway.extensions import AUTHORIZATION_METADATA, TOKEN_METADATA
+from servery_gateway.transcoding import JSON_PREFIX
 from servery_gateway.usage import Bill, Call, Sums
 from servery_rpc.server import Service
 
@@ -22,15 +23,20 @@ _OK: Final = 0
 _CANCELLED: Final = 1
 _UNKNOWN: Final = 2
 _REST: Final = "/v2"
-_REST_CODES: Final = {
+_HTTP_CODES: Final = {
     0: 1,
     200: 0,
     400: 3,
     401: 16,
     403: 7,
     404: 5,
+    408: 4,
+    409: 10,
+    413: 3,
     429: 8,
+    499: 1,
     500: 13,
+    501: 12,
     503: 14,
     504: 4,
 }
@@ -100,8 +106,8 @@ def call_of(entry: Any) -> Call:
     metadata = common.metadata.filter_metadata
     claims = _text(metadata.get(TOKEN_METADATA), "claims", "tenant")
     path = request.path.partition("?")[0]
-    is_rest = path.startswith(_REST)
-    code = _REST_CODES.get(response.response_code.value, _UNKNOWN) if is_rest else _code(response)
+    is_http = path.startswith((_REST, JSON_PREFIX)) or request.original_path
+    code = _HTTP_CODES.get(response.response_code.value, _UNKNOWN) if is_http else _code(response)
     return Call(
         id=_identity(common, request),
         bill=Bill(

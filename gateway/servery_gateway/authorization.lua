@@ -7,6 +7,12 @@
 local TOKEN = "envoy.filters.http.jwt_authn"
 local REQUEST = "envoy.filters.http.grpc_field_extraction"
 
+-- Whether this is JSON for one of our own services, which Envoy has made a gRPC call of if it could.
+local function is_json(headers)
+  return headers:get("x-envoy-original-path") ~= nil
+    or string.sub(headers:get(":path"), 1, 4) == "/v1/"
+end
+
 local function varint(n)
   local out = ""
   while n >= 128 do
@@ -29,11 +35,36 @@ local function printable(text)
   return (string.sub(text, 1, 100):gsub("[^\32-\126]", "?"))
 end
 
+local function quoted(text)
+  return '"' .. text:gsub('[\\"]', "\\%0") .. '"'
+end
+
+-- A google.rpc.Status as JSON.
+local function status_json(code, message, reason, metadata, violation)
+  local pairs_json = {}
+  for key, value in pairs(metadata) do
+    table.insert(pairs_json, quoted(key) .. ":" .. quoted(value))
+  end
+  local details = '{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":' .. quoted(reason)
+    .. ',"domain":"servery","metadata":{' .. table.concat(pairs_json, ",") .. "}}"
+  if violation then
+    details = details .. ',{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":[{'
+      .. '"field":' .. quoted(violation.field)
+      .. ',"description":' .. quoted(violation.description) .. "}]}"
+  end
+  return '{"code":' .. code .. ',"message":' .. quoted(message) .. ',"details":[' .. details .. "]}"
+end
+
 local function refuse(handle, http_status, code, message, reason, metadata, violation)
-  if string.sub(handle:headers():get(":path"), 1, 3) == "/v2" then
+  local headers, json = handle:headers(), nil
+  if string.sub(headers:get(":path"), 1, 3) == "/v2" then
+    json = '{"error": ' .. quoted(message) .. "}"
+  elseif is_json(headers) then
+    json = status_json(code, message, reason, metadata, violation)
+  end
+  if json then
     return handle:respond(
-      {[":status"] = http_status, ["content-type"] = "application/json"},
-      '{"error": "' .. string.gsub(message, '[\\"]', "\\%0") .. '"}')
+      {[":status"] = http_status, ["content-type"] = "application/json"}, json)
   end
   local info = field(1, reason) .. field(2, "servery")
   for key, value in pairs(metadata) do
@@ -57,6 +88,13 @@ local function deny(handle, verb, resource)
     "this key lacks the permission '" .. verb .. "' for " .. resource
       .. "; ask an administrator of the tenant for a key that has it",
     "ERROR_REASON_PERMISSION_DENIED", {verb = verb, resource = resource})
+end
+
+local function unknown_path(handle, path)
+  local operation = handle:headers():get(":method") .. " " .. printable(path)
+  refuse(handle, "404", 12,
+    "there is no " .. operation .. "; docs/reference/openapi.yaml lists what there is",
+    "ERROR_REASON_UNSUPPORTED", {operation = operation})
 end
 
 local function invalid_model(handle, name, value)
@@ -117,7 +155,10 @@ function envoy_on_request(handle)
   if rule == nil and string.sub(path, 1, 3) == "/v2" then
     rule, path_model = rest_rule(handle:headers():get(":method"), path)
   end
-  if rule == nil then return deny(handle, "call", printable(path)) end
+  if rule == nil then
+    if string.sub(path, 1, 4) == "/v1/" then return unknown_path(handle, path) end
+    return deny(handle, "call", printable(path))
+  end
   if rule.public then return end
 
   local metadata = handle:streamInfo():dynamicMetadata()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from servery_gateway.ads import AdsServer
+from servery_gateway.methods import methods
 from servery_gateway.translation import GatewayState, translate
 
 
@@ -28,4 +29,6 @@ class DataPlane:
             DependencyUnavailableError: An Envoy did not answer in time.
         """
         async with self._refreshing:
-            await self._ads.publish(await asyncio.to_thread(lambda: translate(self._state())))
+            await self._ads.publish(
+                await asyncio.to_thread(lambda: translate(self._state(), methods()))
+            )

@@ -20,6 +20,7 @@ from servery_gateway.limits import DENIED_NAME, RATE_LIMIT, RATES_NAME
 from servery_gateway.methods import JWKS_PATH, Method, public_paths
 from servery_gateway.snapshot import Resource
 from servery_gateway.tokens import AUDIENCE, ISSUER
+from servery_gateway.transcoding import transcoder
 from servery_rpc.identity import CLAIMS_HEADER
 
 AUTHENTICATION_NAME: Final = "authentication"
@@ -36,11 +37,12 @@ _HEALTH: Final = {
 
 
 def http_filters(methods: Sequence[Method]) -> list[Mapping[str, Any]]:
-    """The chain, in its order: who is it, is its key good, how often, which model, may it."""
+    """The chain, in its order: what is called, who calls, how often, about which model, may it."""
     return [
         typed("envoy.filters.http.health_check", _HEALTH),
         typed("envoy.filters.http.cors", {"@type": f"{HTTP_FILTERS}.cors.v3.Cors"}),
         typed("envoy.filters.http.grpc_web", {"@type": f"{HTTP_FILTERS}.grpc_web.v3.GrpcWeb"}),
+        typed("envoy.filters.http.grpc_json_transcoder", transcoder(methods)),
         _discovered(AUTHENTICATION_NAME, _AUTHENTICATION),
         _discovered(DENIED_NAME, RBAC),
         _discovered(RATES_NAME, RATE_LIMIT),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from google.protobuf.descriptor import FileDescriptor
+
 from servery.gateway.v1 import gateway_pb2, quota_pb2, route_pb2, usage_pb2
 from servery.inference.v1 import grpc_service_pb2
 from servery.registry.v1 import registry_pb2
@@ -156,7 +158,7 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
 )
 """Service, then method, to its rule."""
 
-_FILES: Final = (
+_FILES: Final[tuple[tuple[str, FileDescriptor], ...]] = (
     (INFERENCE, grpc_service_pb2.DESCRIPTOR),
     (REGISTRY, registry_pb2.DESCRIPTOR),
     (TRAINER, dataset_pb2.DESCRIPTOR),
@@ -166,6 +168,11 @@ _FILES: Final = (
     (GATEWAY, route_pb2.DESCRIPTOR),
     (GATEWAY, usage_pb2.DESCRIPTOR),
 )
+
+
+def contracts() -> tuple[tuple[str, FileDescriptor], ...]:
+    """Return the files that describe all RPCs, each with the process that answers them."""
+    return _FILES
 
 
 def public_paths(table: Iterable[Method]) -> list[str]:
@@ -187,7 +194,7 @@ def methods() -> tuple[Method, ...]:
             client_streaming=method.client_streaming,
             server_streaming=method.server_streaming,
         )
-        for upstream, file in _FILES
+        for upstream, file in contracts()
         for service in file.services_by_name.values()
         for method in service.methods
     ]

@@ -2,27 +2,70 @@
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.rpc import code_pb2
 from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from servery_gateway.extensions import EXTENSIONS, typed
 from servery_gateway.keys import ApiKeyInvalidError
 from servery_gateway.limits import EXCHANGE_PATH, REVOKED_POLICY, SPENT_POLICY
 from servery_gateway.quota import Limit, QuotaExceededError
+from servery_gateway.transcoding import JSON_PREFIX, ORIGINAL_PATH
 from servery_rpc.errors import ServeryError, to_status
 
 _AN_HOUR_MS: Final = 3_600_000
+_CODES: Final = {
+    400: code_pb2.INVALID_ARGUMENT,
+    404: code_pb2.NOT_FOUND,
+    408: code_pb2.DEADLINE_EXCEEDED,
+    413: code_pb2.INVALID_ARGUMENT,
+    500: code_pb2.INTERNAL,
+    502: code_pb2.UNAVAILABLE,
+    503: code_pb2.UNAVAILABLE,
+    504: code_pb2.DEADLINE_EXCEEDED,
+}
+"""What Envoy may answer a JSON request for reasons of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An answer of Envoy itself."""
+
+    expression: str
+    """Selects it, in CEL."""
+
+    http_status: int
+
+    status: Status
+    """What it says over gRPC. `%LOCAL_REPLY_BODY%` in its message stands for Envoy's own text."""
 
 
 def refusals() -> list[Mapping[str, Any]]:
     """Return the mappers of Envoy's own answers, the first that fits counts."""
-    return [variant for mapper in _grpc_refusals() for variant in (_over_rest(mapper), mapper)]
+    known = [
+        variant
+        for refusal in _refusals()
+        for variant in (_over_rest(refusal), _over_json(refusal), _over_grpc(refusal))
+    ]
+    return known + [
+        _over_json(
+            _Refusal(
+                f"response.code == {http_status} && response.code_details != 'lua_response'",
+                http_status,
+                Status(code=code, message="%LOCAL_REPLY_BODY%"),
+            )
+        )
+        for http_status, code in _CODES.items()
+    ]
 
 
-def _grpc_refusals() -> list[dict[str, Any]]:
+def _refusals() -> list[_Refusal]:
     limited = "response.code_details.startsWith('local_rate_limited')"
     return [
         _bad_token(),
@@ -54,21 +97,20 @@ def _denied_by(policy: str) -> str:
     return f"response.code_details == 'rbac_access_denied_matched_policy[{policy}]'"
 
 
-def _bad_token() -> dict[str, Any]:
+def _bad_token() -> _Refusal:
     """How a missing or unacceptable token is answered; Envoy alone says 403 for some of them."""
-    return {
-        "filter": _when("response.code_details.startsWith('jwt_authn_access_denied')"),
-        "status_code": 401,
-        "body_format_override": {
-            "text_format_source": {
-                "inline_string": "%LOCAL_REPLY_BODY%; send the metadata `authorization: Bearer"
-                " {token}` with a token from servery.gateway.v1.AuthService/ExchangeApiKey"
-            }
-        },
-    }
+    return _Refusal(
+        "response.code_details.startsWith('jwt_authn_access_denied')",
+        401,
+        Status(
+            code=code_pb2.UNAUTHENTICATED,
+            message="%LOCAL_REPLY_BODY%; send the metadata `authorization: Bearer"
+            " {token}` with a token from servery.gateway.v1.AuthService/ExchangeApiKey",
+        ),
+    )
 
 
-def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> dict[str, Any]:
+def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> _Refusal:
     delay = Duration()
     delay.FromMilliseconds(retry_after_ms)
     violation = QuotaFailure.Violation(subject=limit, description=what)
@@ -81,43 +123,55 @@ def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> dic
     )
 
 
-def _worded(
-    expression: str, http_status: int, error: ServeryError, *details: Any
-) -> dict[str, Any]:
+def _worded(expression: str, http_status: int, error: ServeryError, *details: Any) -> _Refusal:
     """Answer as a server that raises `error` would, with more details."""
     status = to_status(error)
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
-    headers = {
-        "grpc-status": str(status.code),
-        "grpc-status-details-bin": base64.b64encode(
-            status.SerializeToString(deterministic=True)
-        ).decode(),
-    }
-    return {
-        "filter": _when(expression),
-        "status_code": http_status,
+    return _Refusal(expression, http_status, status)
+
+
+def _over_grpc(refusal: _Refusal) -> Mapping[str, Any]:
+    status = refusal.status
+    mapper: dict[str, Any] = {
+        "filter": _when(refusal.expression),
+        "status_code": refusal.http_status,
         "body_format_override": {"text_format_source": {"inline_string": status.message}},
-        "headers_to_add": [
+    }
+    if status.details:
+        packed = status.SerializeToString(deterministic=True)
+        headers = {
+            "grpc-status": str(status.code),
+            "grpc-status-details-bin": base64.b64encode(packed).decode(),
+        }
+        mapper["headers_to_add"] = [
             {
                 "header": {"key": key, "value": value},
                 "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
             for key, value in headers.items()
-        ],
+        ]
+    return mapper
+
+
+def _over_rest(refusal: _Refusal) -> Mapping[str, Any]:
+    """Word the same refusal as the REST form of the inference protocol does."""
+    return {
+        "filter": _when(f"{refusal.expression} && request.path.startsWith('/v2')"),
+        "status_code": refusal.http_status,
+        "body_format_override": {"json_format": {"error": refusal.status.message}},
     }
 
 
-def _over_rest(mapper: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Word the same refusal as the REST form of the inference protocol does."""
-    expression = mapper["filter"]["extension_filter"]["typed_config"]["expression"]
-    text = mapper["body_format_override"]["text_format_source"]["inline_string"]
+def _over_json(refusal: _Refusal) -> Mapping[str, Any]:
+    """Word the same refusal as the JSON form of our own contracts does: a google.rpc.Status."""
+    asked = f"('{ORIGINAL_PATH}' in request.headers || request.path.startsWith('{JSON_PREFIX}'))"
     return {
-        "filter": _when(f"{expression} && request.path.startsWith('/v2')"),
-        "status_code": mapper["status_code"],
-        "body_format_override": {"json_format": {"error": text}},
+        "filter": _when(f"{refusal.expression} && {asked}"),
+        "status_code": refusal.http_status,
+        "body_format_override": {"json_format": MessageToDict(refusal.status)},
     }
 
 

@@ -119,7 +119,7 @@ def _cors(origins: Sequence[str]) -> Resource:
     return {
         "@type": _CORS_POLICY,
         "allow_origin_string_match": [{"exact": origin} for origin in origins],
-        "allow_methods": "GET,POST",
+        "allow_methods": "GET,POST,PUT,PATCH,DELETE",
         "allow_headers": "authorization,content-type,grpc-timeout,x-grpc-web,x-user-agent,"
         "x-request-id,inference-header-content-length",
         "expose_headers": f"{_GRPC_HEADERS},inference-header-content-length",

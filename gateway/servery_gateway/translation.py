@@ -14,7 +14,7 @@ from servery_gateway.listener import (
     LISTENER_NAME,
     public_listener,
 )
-from servery_gateway.methods import INFERENCE_HTTP, methods
+from servery_gateway.methods import INFERENCE_HTTP, Method
 from servery_gateway.model_routes import ModelRoute
 from servery_gateway.routes import ROUTES_NAME, pool_cluster, route_table
 from servery_gateway.snapshot import (
@@ -67,13 +67,16 @@ class GatewayState:
     """How often may be called."""
 
 
-def translate(state: GatewayState) -> Snapshot:
+def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
     """Return the configuration; equal states have equal ones.
+
+    Args:
+        state: What the gateway knows.
+        methods: Every RPC there is.
 
     Raises:
         InconsistentSnapshotError: `state` lacks an upstream that a method needs.
     """
-    table = methods()
     certificate = state.certificate
     clusters = dict(
         sorted(
@@ -93,16 +96,16 @@ def translate(state: GatewayState) -> Snapshot:
             },
             SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
             EXTENSION: {
-                AUTHENTICATION_NAME: authentication(table, state.jwks),
+                AUTHENTICATION_NAME: authentication(methods, state.jwks),
                 DENIED_NAME: deny(sorted(state.denied_keys), sorted(state.spent)),
                 RATES_NAME: rate_limits(state.rates),
             },
             LISTENER: {
-                LISTENER_NAME: public_listener(state.public, table, tls=certificate is not None)
+                LISTENER_NAME: public_listener(state.public, methods, tls=certificate is not None)
             },
             ROUTES: {
                 ROUTES_NAME: route_table(
-                    table,
+                    methods,
                     state.jwks,
                     state.origins,
                     state.models,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import socketserver
@@ -10,7 +9,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ import pytest_asyncio
 from servery.gateway.v1 import usage_pb2
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.control_plane import control_plane
+from tests.gateway.asking import ask
 from tests.gateway.test_usage import counted, query, usage
 
 if TYPE_CHECKING:
@@ -88,18 +87,7 @@ class Doors:
         self, method: str, path: str, body: bytes = b"", **headers: str
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Ask over HTTP/1.1."""
-        return await asyncio.to_thread(self._ask, method, path, body, headers)
-
-    def _ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
-        connection = HTTPConnection(self.stack.settings.public_listen, timeout=10)
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-        try:
-            connection.request(method, path, body, names)
-            response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            return response.status, found, response.read()
-        finally:
-            connection.close()
+        return await ask(self.stack, method, path, body, **headers)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -1,6 +1,8 @@
 """The table of methods is total."""
 
-from servery_gateway.methods import RULES, methods
+from google.api import annotations_pb2
+
+from servery_gateway.methods import INFERENCE, RULES, contracts, methods
 
 
 def test_every_method_of_the_contracts_has_a_rule_and_every_rule_a_method() -> None:
@@ -13,3 +15,14 @@ def test_only_the_exchange_of_keys_and_health_need_no_token() -> None:
         "/grpc.health.v1.Health/Check",
         "/servery.gateway.v1.AuthService/ExchangeApiKey",
     }
+
+
+def test_inference_has_no_json_form() -> None:
+    """Envoy would drop tensors that come as the specification writes them."""
+    files = [file for upstream, file in contracts() if upstream == INFERENCE]
+    assert files
+    for file in files:
+        for service in file.services_by_name.values():
+            assert not any(
+                method.GetOptions().HasExtension(annotations_pb2.http) for method in service.methods
+            )
