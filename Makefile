@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOC_BIN := .venv-protos/bin
+GNOSTIC := github.com/google/gnostic/cmd/protoc-gen-openapi@v0.7.1
 # What tests run beside the servers, each in an environment of its own.
 CLIENTS := tritonclient kserve perf models
 
-.PHONY: help setup demo test check lint type contracts protos protos-current baseline lock clean
+.PHONY: help setup demo test check lint type contracts protos protos-current openapi baseline lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -71,12 +72,26 @@ protos/google: .venv-protos/.done
 protos: .venv-protos/.done ## Generate the stubs again
 	find client/servery -path '*/v1/*_pb2*' -delete
 	$(PROTOC_BIN)/python protos/generate.py client
+	$(MAKE) openapi
 
-protos-current: .venv-protos/.done ## Fail if the committed stubs are not those of the contracts
+openapi: .venv-protos/.done ## Write docs/reference/openapi.yaml again, where Go can build its generator
+	$(call write_openapi,docs/reference/openapi.yaml)
+
+# Writes the file $(1); where there is no Go, or nothing to build from, says so and leaves it.
+define write_openapi
+	if GOBIN=$(CURDIR)/build/tools go install $(GNOSTIC); then \
+	  PATH=$(CURDIR)/build/tools:$$PATH $(PROTOC_BIN)/python protos/openapi.py $(1); \
+	else echo "$(1) is as it was: its generator needs go and the network"; fi
+endef
+
+protos-current: .venv-protos/.done ## Fail if stubs or OpenAPI document are not those of the contracts
 	rm -rf build/protos && mkdir -p build/protos
 	$(PROTOC_BIN)/python protos/generate.py build/protos
 	for stubs in build/protos/servery/*/v1; do \
 	  diff -r -x __pycache__ $$stubs client/$${stubs#build/protos/} || exit 1; done
+	cp docs/reference/openapi.yaml build/openapi.yaml
+	$(call write_openapi,build/openapi.yaml)
+	diff docs/reference/openapi.yaml build/openapi.yaml
 
 baseline: setup protos/google ## Accept the contracts as they are as the ones not to break
 	$(BIN)/buf build protos -o protos/baseline.binpb
