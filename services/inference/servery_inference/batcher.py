@@ -294,7 +294,9 @@ class Batcher:
             if work.names != batch.names:
                 by_name = dict(zip(batch.names, values, strict=True))
                 wanted = [by_name[name] for name in work.names]
-            self._answers.settle(work, Result(wanted, _timing(run, work.arrival_ns, output_ns)))
+            share = work.rows / batch.rows
+            timing = _timing(run, work.arrival_ns, output_ns, share)
+            self._answers.settle(work, Result(wanted, timing))
 
     def _record(self, rows: int, run: Run, output_ns: int) -> None:
         self._statistics.record_execution(
@@ -313,7 +315,6 @@ class Batcher:
                 self._start(self._batch([work]))
 
 
-def _timing(run: Run, arrival_ns: int, output_ns: int) -> Timing:
-    return Timing(
-        run.started_ns - arrival_ns, run.compute_input_ns, run.compute_infer_ns, output_ns
-    )
+def _timing(run: Run, arrival_ns: int, output_ns: int, share: float = 1.0) -> Timing:
+    queue_ns = run.started_ns - arrival_ns
+    return Timing(queue_ns, run.compute_input_ns, run.compute_infer_ns, output_ns, share)

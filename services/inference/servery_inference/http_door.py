@@ -24,6 +24,8 @@ from servery_inference.endpoint import InferEndpoint
 from servery_inference.http_codec import HttpRequest, decode, encode
 from servery_inference.http_compression import accepted, compress, decompress
 from servery_inference.http_routes import ROUTES, Asked, Call
+from servery_inference.in_flight import InFlight
+from servery_inference.metering import USAGE_HEADER, Tally, is_metered
 from servery_inference.rpcs import Handlers
 from servery_rpc.errors import (
     CODES,
@@ -87,15 +89,19 @@ class HttpContext:
         return None
 
 
-def http_app(handlers: Handlers, endpoint: InferEndpoint, max_body_bytes: int) -> Starlette:
+def http_app(
+    handlers: Handlers, endpoint: InferEndpoint, in_flight: InFlight, max_body_bytes: int
+) -> Starlette:
     """Make the application.
 
     Args:
         handlers: The methods of the contract.
         endpoint: Answers inference requests.
+        in_flight: Counts what is being answered.
         max_body_bytes: Largest body; -1 for what the protocol allows.
     """
-    door = _Door(handlers, endpoint, max_body_bytes if max_body_bytes >= 0 else MAX_BODY_BYTES)
+    limit = max_body_bytes if max_body_bytes >= 0 else MAX_BODY_BYTES
+    door = _Door(handlers, endpoint, in_flight, limit)
     routes = [
         Route(route.path, door.guarded(partial(door.call, route)), methods=[route.method])
         for route in ROUTES
@@ -105,9 +111,12 @@ def http_app(handlers: Handlers, endpoint: InferEndpoint, max_body_bytes: int) -
 
 
 class _Door:
-    def __init__(self, handlers: Handlers, endpoint: InferEndpoint, max_body_bytes: int) -> None:
+    def __init__(
+        self, handlers: Handlers, endpoint: InferEndpoint, in_flight: InFlight, max_body_bytes: int
+    ) -> None:
         self._handlers = handlers
         self._endpoint = endpoint
+        self._in_flight = in_flight
         self._max_body_bytes = max_body_bytes
 
     def guarded(
@@ -152,7 +161,8 @@ class _Door:
         asked = await _where_fits(len(body), decode, model, version, body, length)
         admitted = await self._endpoint.admit(asked.request, partial(authorize_infer, context))
         asked = HttpRequest(admitted, asked.binary, asked.binary_default)
-        answer = await self._endpoint.infer(admitted)
+        with self._in_flight.place(context):
+            answer = await self._endpoint.infer(admitted)
         size = sum(output.value.nbytes for output in answer.outputs)
         rendered = await _where_fits(size, encode, asked, answer)
         headers: dict[str, str] = {}
@@ -160,6 +170,10 @@ class _Door:
         if rendered.json_bytes is not None:
             headers[LENGTH_HEADER] = str(rendered.json_bytes)
             media_type = "application/octet-stream"
+        if is_metered(context):
+            tally = Tally()
+            tally.add(answer)
+            headers[USAGE_HEADER] = str(tally)
         if asks(context, TIMING_HEADER):
             headers[TIMING_HEADER] = timing_text(answer.timing)
         content = rendered.body

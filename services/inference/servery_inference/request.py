@@ -141,6 +141,9 @@ class Timing:
     compute_infer_ns: int
     compute_output_ns: int
 
+    share: float = 1.0
+    """The part of the rows of its batch that were its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -153,6 +156,9 @@ class Answer:
     """The wanted ones, in the order of the model."""
 
     timing: Timing
+
+    rows: int = 1
+    """Of the request, where the model takes batches."""
 
 
 def shown(text: str) -> str:

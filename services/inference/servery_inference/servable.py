@@ -112,7 +112,7 @@ class Servable:
             Output(name, datatypes[name].datatype.wire, value)
             for name, value in zip(names, values, strict=True)
         ]
-        return Answer(self.version, outputs, timing)
+        return Answer(self.version, outputs, timing, self._rows(feed))
 
     async def compute(
         self,
@@ -154,7 +154,7 @@ class Servable:
         deadline: float | None,
     ) -> tuple[Timing, Sequence[Array]]:
         bind_ns = time.perf_counter_ns() - arrival
-        rows = len(next(iter(feed.values()))) if self.signature.max_batch_size and feed else 1
+        rows = self._rows(feed)
         result = await self._runner.run(feed, names, rows, _size(feed), terms, deadline)
         timing = result.timing
         timing.compute_input_ns += bind_ns
@@ -169,6 +169,9 @@ class Servable:
                 total_ns=time.perf_counter_ns() - arrival,
             )
         return timing, result.values
+
+    def _rows(self, feed: Mapping[str, Array]) -> int:
+        return len(next(iter(feed.values()))) if self.signature.max_batch_size and feed else 1
 
 
 def _is_quickly_read(request: InferRequest) -> bool:

@@ -20,6 +20,8 @@ from servery_inference.access import (
     timing_text,
 )
 from servery_inference.endpoint import InferEndpoint
+from servery_inference.in_flight import InFlight
+from servery_inference.metering import USAGE_HEADER, Tally, is_metered
 from servery_inference.repository import ModelNotServedError, Repository
 from servery_inference.rpcs import Handlers
 from servery_inference.signature import Tensor
@@ -54,6 +56,7 @@ class InferenceServicer:
         repository: The models.
         endpoint: Answers requests to them.
         is_ready: Whether the models to begin with are settled and the server does not drain.
+        in_flight: Counts what is being answered.
         extensions: Names of what this server can beyond the protocol.
     """
 
@@ -62,12 +65,14 @@ class InferenceServicer:
         repository: Repository,
         endpoint: InferEndpoint,
         is_ready: Callable[[], bool],
+        in_flight: InFlight,
         extensions: Sequence[str],
     ) -> None:
         self._repository = repository
         self._extensions = extensions
         self._endpoint = endpoint
         self._is_ready = is_ready
+        self._in_flight = in_flight
 
     def handlers(self) -> Handlers:
         """Return the methods by their names in the contract."""
@@ -85,9 +90,17 @@ class InferenceServicer:
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
         """See grpc_service.proto. Takes and gives serialized messages."""
         decoded = await self._endpoint.decode(request, partial(authorize_infer, context))
-        answer = await self._endpoint.infer(decoded, _deadline(context))
+        with self._in_flight.place(context):
+            answer = await self._endpoint.infer(decoded, _deadline(context))
+        trailing = []
+        if is_metered(context):
+            tally = Tally()
+            tally.add(answer)
+            trailing.append((USAGE_HEADER, str(tally)))
         if asks(context, TIMING_HEADER):
-            context.set_trailing_metadata(((TIMING_HEADER, timing_text(answer.timing)),))
+            trailing.append((TIMING_HEADER, timing_text(answer.timing)))
+        if trailing:
+            context.set_trailing_metadata(trailing)
         return await self._endpoint.encode(decoded, answer)
 
     async def ServerLive(
@@ -140,16 +153,23 @@ class InferenceServicer:
         self, requests: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[bytes]:
         """See grpc_service.proto. Takes and gives serialized messages."""
+        tally = Tally()
         answers = answer_stream(
             requests,
             self._endpoint,
             partial(authorize_infer, context),
             deadline=_deadline(context),
             ends_on_failure=asks(context, FAILURE_HEADER),
+            place=partial(self._in_flight.place, context),
+            tally=tally,
         )
-        async with aclosing(answers):
-            async for answer in answers:
-                yield answer
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield answer
+        finally:
+            if is_metered(context):
+                context.set_trailing_metadata(((USAGE_HEADER, str(tally)),))
 
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: Context

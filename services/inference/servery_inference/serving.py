@@ -16,6 +16,7 @@ from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.engine import require_provider
+from servery_inference.in_flight import InFlight
 from servery_inference.loading import Loader
 from servery_inference.log_switch import LogSwitch
 from servery_inference.metrics import exported
@@ -76,9 +77,12 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         switch = stack.enter_context(LogSwitch.installed())
         memory = stack.enter_context(SharedMemory.open()) if settings.shared_memory else None
         endpoint = InferEndpoint(repository, memory)
+        in_flight = InFlight()
         extensions = (*EXTENSIONS, *(["system_shared_memory"] if memory else ()))
         handlers = {
-            **InferenceServicer(repository, endpoint, ready.is_set, extensions).handlers(),
+            **InferenceServicer(
+                repository, endpoint, ready.is_set, in_flight, extensions
+            ).handlers(),
             **RepositoryControl(repository, directory).handlers(),
             **SharedMemoryServicer(memory).handlers(),
             **DiagnosisServicer(repository, switch).handlers(),
@@ -91,7 +95,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 transport=TRANSPORTS[settings.transport](),
             )
         )
-        http_address = await _http_door(settings, handlers, endpoint, stack)
+        http_address = await _http_door(settings, handlers, endpoint, in_flight, stack)
         announcing = asyncio.create_task(_announce(server, repository, informed, ready))
         try:
             yield RunningInference(server.address, ready, http_address)
@@ -139,7 +143,11 @@ async def _source(
 
 
 async def _http_door(
-    settings: InferenceSettings, handlers: Handlers, endpoint: InferEndpoint, stack: AsyncExitStack
+    settings: InferenceSettings,
+    handlers: Handlers,
+    endpoint: InferEndpoint,
+    in_flight: InFlight,
+    stack: AsyncExitStack,
 ) -> str | None:
     """Serve HTTP too, if that is wanted; return where."""
     if settings.http_address is None:
@@ -148,7 +156,7 @@ async def _http_door(
     from servery_inference.http_door import http_app
     from servery_inference.http_server import serving_http
 
-    app = http_app(handlers, endpoint, settings.max_message_bytes)
+    app = http_app(handlers, endpoint, in_flight, settings.max_message_bytes)
     address = await stack.enter_async_context(
         serving_http(app, settings.http_address, settings.drain_s)
     )

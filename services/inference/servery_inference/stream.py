@@ -4,13 +4,14 @@ Knows no transport. Who stops reading the answers stops the reading of requests,
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, aclosing
 from typing import Any, Final, TypeAlias
 
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference import wire
 from servery_inference.endpoint import Authorize, InferEndpoint
+from servery_inference.metering import Tally
 from servery_inference.request import InferRequest
 from servery_rpc.errors import ServeryError
 
@@ -19,6 +20,8 @@ MAX_IN_FLIGHT: Final = 64
 
 _INFER_RESPONSE: Final = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 _FINAL: Final = {"triton_final_response": True}
+
+Place = Callable[[], AbstractContextManager[None]]
 
 _Answers: TypeAlias = "asyncio.Queue[asyncio.Task[bytes] | None]"
 
@@ -30,6 +33,8 @@ async def answer_stream(
     *,
     deadline: float | None,
     ends_on_failure: bool,
+    place: Place,
+    tally: Tally,
 ) -> AsyncGenerator[bytes]:
     """Answer serialized `ModelInferRequest`s by serialized `ModelStreamInferResponse`s.
 
@@ -39,11 +44,13 @@ async def answer_stream(
         authorize: Raises to refuse a request.
         deadline: When the caller stops waiting for the stream, by `time.monotonic`; None for never.
         ends_on_failure: Whether a request that fails while it runs ends the stream.
+        place: Holds the place of one request inside its block, or refuses it.
+        tally: Counts the answers.
 
     Raises:
         ServeryError: A request failed, if that ends the stream.
     """
-    stream = _Stream(endpoint, authorize, deadline, ends_on_failure=ends_on_failure)
+    stream = _Stream(endpoint, authorize, deadline, place, tally, ends_on_failure=ends_on_failure)
     async with aclosing(stream.answers(messages)) as answers:
         async for answer in answers:
             yield answer
@@ -55,9 +62,13 @@ class _Stream:
         endpoint: InferEndpoint,
         authorize: Authorize,
         deadline: float | None,
+        place: Place,
+        tally: Tally,
         *,
         ends_on_failure: bool,
     ) -> None:
+        self._place = place
+        self._tally = tally
         self._deadline = deadline
         self._endpoint = endpoint
         self._authorize = authorize
@@ -101,8 +112,10 @@ class _Stream:
 
     async def _answer(self, request: InferRequest) -> bytes:
         try:
-            answer = await self._endpoint.infer(request, self._deadline)
+            with self._place():
+                answer = await self._endpoint.infer(request, self._deadline)
             encoded = await self._endpoint.encode(request, answer, _FINAL)
+            self._tally.add(answer)
         except ServeryError as error:
             if self._ends_on_failure:
                 raise

@@ -7,9 +7,10 @@ servicer is a bug: it is logged, and the caller sees INTERNAL.
 from typing import ClassVar, Final
 
 from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from servery.errors.v1 import error_reason_pb2 as reasons
@@ -119,6 +120,22 @@ class PermissionDeniedError(ServeryError):
         )
 
 
+class QuotaExceededError(ServeryError):
+    """A quota is used up.
+
+    Args:
+        limit: Which part of it, as error_reason.proto lists them.
+        retry_after_ms: When it is worth to try again.
+        what: What is used up, and the way out.
+    """
+
+    reason = reasons.ERROR_REASON_QUOTA_EXCEEDED
+
+    def __init__(self, limit: str, retry_after_ms: int, what: str) -> None:
+        super().__init__(what, limit=limit)
+        self.retry_after_ms = retry_after_ms
+
+
 class DigestMismatchError(ServeryError):
     """Bytes are not the ones that were declared."""
 
@@ -188,6 +205,12 @@ def to_status(error: ServeryError) -> Status:
             field=error.metadata["field"], description=f"must {error.metadata['rule']}"
         )
         _attach(status, BadRequest(field_violations=[violation]))
+    if isinstance(error, QuotaExceededError):
+        delay = Duration()
+        delay.FromMilliseconds(error.retry_after_ms or 0)
+        _attach(status, RetryInfo(retry_delay=delay))
+        quota = QuotaFailure.Violation(subject=error.metadata["limit"], description=str(error))
+        _attach(status, QuotaFailure(violations=[quota]))
     return status
 
 
