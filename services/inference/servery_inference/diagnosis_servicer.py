@@ -26,12 +26,13 @@ class DiagnosisServicer:
     Args:
         repository: The models that may have trace settings.
         log: What is logged.
+        traces: Which requests are traced.
     """
 
-    def __init__(self, repository: Repository, log: LogSwitch) -> None:
+    def __init__(self, repository: Repository, log: LogSwitch, traces: TraceSettings) -> None:
         self._repository = repository
         self._log = log
-        self._traces = TraceSettings()
+        self._traces = traces
 
     def handlers(self) -> Handlers:
         """Return the methods by their names in the contract."""

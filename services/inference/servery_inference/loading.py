@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference import ensembles, golden
@@ -39,6 +39,9 @@ from servery_inference.servable import Servable
 from servery_inference.statistics import ModelStatistics
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from servery_inference.tracing import Tracing
 
 UNKNOWN_ROWS: Final = (1, 2, 8)
 """Sizes of the first axis to try where it is free and yet no batch."""
@@ -91,6 +94,7 @@ class Loader:
         cache: Keeps answers.
         threads: What brings models up, and what runs them.
         sandbox: Where graphs are opened first that nobody vouches for; None to trust them.
+        tracing: Makes spans of requests and runs; None to make none.
     """
 
     def __init__(
@@ -101,8 +105,10 @@ class Loader:
         cache: ResponseCache,
         threads: "_Threads",
         sandbox: Sandbox | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self._sandbox = sandbox
         self._ledger = ledger
         self._room = room
@@ -119,12 +125,13 @@ class Loader:
         max_waiting_requests: int = MAX_WAITING_REQUESTS,
         response_cache_bytes: int = 0,
         sandbox: Sandbox | None = None,
+        tracing: "Tracing | None" = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
         with _threads(usable_cores()) as threads:
             ledger = MemoryLedger(memory_limit_bytes)
             room, cache = Room(max_waiting_requests), ResponseCache(response_cache_bytes)
-            yield cls(settings, ledger, room, cache, threads, sandbox)
+            yield cls(settings, ledger, room, cache, threads, sandbox, tracing)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
@@ -181,7 +188,9 @@ class Loader:
         threads, warmth = self._threads, prepared.warmth
         executor = BudgetedExecutor(threads.runs, threads.budget, options.num_threads)
         costs = Costs.of(warmth.inline_elements, warmth.points)
-        execution = Execution(prepared.engine, costs, threads.watchdog, executor)
+        trace = self._tracing and self._tracing.of(model, version)
+        execute = trace.execution if trace else Execution
+        execution = execute(prepared.engine, costs, threads.watchdog, executor)
         config = prepared.config
         states = [state.output_name for state in config.sequence_batching.state]
         outputs = list(dict.fromkeys([*[output.name for output in config.output], *states]))
@@ -194,9 +203,10 @@ class Loader:
             batcher = Batcher(
                 model, outputs, execution, policy, statistics, self._room, options.instances
             )
+            runner: Runner = trace.runner(batcher) if trace else batcher
             if sequences is not None:
-                return Sequences(model, sequences, batcher, self._room)
-            return self._cached(config, batcher, statistics)
+                return Sequences(model, sequences, runner, self._room)
+            return self._cached(config, runner, statistics)
 
         return Servable(model, version, config, prepared.labels, make_runner)
 

@@ -28,8 +28,9 @@ from servery_inference.servicer import EXTENSIONS, InferenceServicer
 from servery_inference.settings import InferenceSettings
 from servery_inference.shared_memory import SharedMemory
 from servery_inference.shared_memory_servicer import SharedMemoryServicer
+from servery_inference.trace_settings import TraceSettings
 from servery_inference.transport import TRANSPORTS
-from servery_rpc.server import RunningServer, Service, serving
+from servery_rpc.server import RunningServer, Service, exporting, serving
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
     require_provider(settings.engine.provider)
     ready = asyncio.Event()
     async with AsyncExitStack() as stack:
+        telemetry = await stack.enter_async_context(exporting(settings))
+        traces, tracing = TraceSettings(is_exported=telemetry is not None), None
+        if telemetry:
+            from servery_inference.tracing import Tracing  # Only here, for what it takes.
+
+            tracing = Tracing(telemetry.tracer, traces)
         sandbox = None
         if settings.admission:
             sandbox = await stack.enter_async_context(Sandbox.open(settings.admission))
@@ -69,6 +76,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 settings.max_waiting_requests,
                 settings.response_cache_bytes,
                 sandbox,
+                tracing,
             )
         )
         repository = await stack.enter_async_context(Repository(loader))
@@ -85,7 +93,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
             ).handlers(),
             **RepositoryControl(repository, directory).handlers(),
             **SharedMemoryServicer(memory).handlers(),
-            **DiagnosisServicer(repository, switch).handlers(),
+            **DiagnosisServicer(repository, switch, traces).handlers(),
         }
         server = await stack.enter_async_context(
             serving(
@@ -93,6 +101,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 Service(SERVICE, partial(register, handlers), ready=False),
                 pools=(pool(),),
                 transport=TRANSPORTS[settings.transport](),
+                telemetry=telemetry,
             )
         )
         http_address = await _http_door(settings, handlers, endpoint, in_flight, stack)
