@@ -9,7 +9,9 @@ import onnx
 import pytest
 
 from servery_trainer import bundle
+from servery_trainer.classification import Classification
 from servery_trainer.examples import Examples
+from servery_trainer.targets import Classes
 
 
 def test_golden_rows_show_every_class_and_leave_out_close_calls() -> None:
@@ -18,7 +20,8 @@ def test_golden_rows_show_every_class_and_leave_out_close_calls() -> None:
     codes[7] = 3
     probabilities[np.arange(400), codes] = 0.7
     probabilities[::4] = [0.25, 0.25, 0.24, 0.26]  # three of four rows are clear
-    picked = bundle.pick_golden(probabilities, codes)
+    clearness = Classification(("a", "b", "c", "d")).clearness_B(probabilities)
+    picked = bundle.pick_golden(clearness, codes)
     assert len(picked) == bundle.GOLDEN_ROWS
     assert 7 in picked
     assert set(codes[picked]) == {0, 1, 2, 3}
@@ -27,14 +30,13 @@ def test_golden_rows_show_every_class_and_leave_out_close_calls() -> None:
 
 
 def test_golden_rows_are_all_rows_if_there_are_few() -> None:
-    probabilities = np.array([[0.5, 0.5], [0.9, 0.1]], np.float32)
-    np.testing.assert_array_equal(bundle.pick_golden(probabilities, np.array([0, 1])), [0, 1])
+    np.testing.assert_array_equal(bundle.pick_golden(np.zeros(2), np.array([0, 1])), [0, 1])
 
 
 def test_golden_arrays_load_without_pickle() -> None:
     probabilities = np.array([[0.2, 0.8], [0.9, 0.1]], np.float32)
     inputs = {"mean radius": np.array([[1], [2]], np.float32)}
-    content = bundle.golden(inputs, probabilities, ("nein", "jä"), 1e-4)
+    content = bundle.golden(inputs, Classification(("nein", "jä")).decode(probabilities), 1e-4)
     arrays = np.load(io.BytesIO(content), allow_pickle=False)
     assert arrays["output:label"].tolist() == [["jä"], ["nein"]]
     assert arrays["input:mean radius"].dtype == np.float32
@@ -45,8 +47,7 @@ def test_statistics_describe_the_training_part_only() -> None:
     examples = Examples(
         types={},
         inputs={"a": np.array([[1], [3], [np.nan], [1000]], np.float32)},
-        codes_B=np.array([0, 1, 1, 0]),
-        labels=("x", "y"),
+        target=Classes(values=np.array([0, 1, 1, 0]), labels=("x", "y")),
         row_numbers_B=np.arange(1, 5),
         total=4,
         dropped_missing=0,
@@ -66,7 +67,9 @@ def test_statistics_describe_the_training_part_only() -> None:
     [("u1", "UINT8"), ("i8", "INT64"), ("f2", "FP16"), ("f4", "FP32"), ("u2", "UINT16")],
 )
 def test_the_signature_names_datatypes_of_the_wire(dtype: str, name: str) -> None:
-    signature = bundle.signature("t", {"image": np.zeros((2, 8, 9, 1), dtype)}, ("x", "y"))
+    signature = bundle.signature(
+        "t", {"image": np.zeros((2, 8, 9, 1), dtype)}, Classification(("x", "y")).outputs
+    )
     assert signature["inputs"][0]["datatype"] == name
     assert signature["inputs"][0]["shape"] == [-1, 8, 9, 1]
     assert signature["outputs"][1]["labels"] == ["x", "y"]

@@ -11,6 +11,7 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.spec import parse_spec
+from servery_trainer.targets import Classes
 from tests.trainer.specs import image, tabular
 
 
@@ -35,6 +36,11 @@ def load_images(file: Path, arrays: dict[str, Any], **task: Any) -> Examples:
     return load_examples(parse_spec(image(**task)), file)
 
 
+def classes(examples: Examples) -> Classes:
+    assert isinstance(examples.target, Classes)
+    return examples.target
+
+
 def pictures(count: int = 6, **replaced: Any) -> dict[str, Any]:
     """Images that differ, and the classes 0 and 1 in turn."""
     images = np.arange(count * 12, dtype=np.uint8).reshape(count, 4, 3)
@@ -48,8 +54,8 @@ def test_reads_a_table_column_by_column(file: Path) -> None:
     assert column.dtype == np.float32
     assert column.shape == (6, 1)
     np.testing.assert_array_equal(column[:, 0], [2, 3, 4, 5, 6, 7])
-    assert examples.labels == ("no", "yes")
-    np.testing.assert_array_equal(examples.codes_B, [0, 1] * 3)
+    assert classes(examples).labels == ("no", "yes")
+    np.testing.assert_array_equal(examples.target.values, [0, 1] * 3)
     np.testing.assert_array_equal(examples.row_numbers_B, np.arange(1, 7))
 
 
@@ -66,7 +72,7 @@ def test_orders_labels_by_number_if_all_are(
     file: Path, texts: list[str], labels: tuple[str, ...]
 ) -> None:
     rows = "".join(f"{n},{texts[n % 3]}\n" for n in range(9))
-    assert load_table(file, f"a,kind\n{rows}").labels == labels
+    assert classes(load_table(file, f"a,kind\n{rows}")).labels == labels
 
 
 def test_drops_rows_with_missing_values_where_asked(file: Path) -> None:
@@ -91,7 +97,7 @@ def test_counts_duplicates_and_drops_or_keeps_them(
     file: Path, policy: Any, left: int, dropped: int, kept: int
 ) -> None:
     examples = load_table(file, table("1.0,2,no\n1,2,yes\n6,7,yes\n"), duplicates=policy)
-    assert len(examples.codes_B) == left
+    assert len(examples.target.values) == left
     assert (examples.dropped_duplicates, examples.kept_duplicates) == (dropped, kept)
 
 
@@ -208,7 +214,7 @@ def test_messages_name_both_rows_and_the_value(file: Path) -> None:
 
 def test_the_target_may_be_named_like_an_output(file: Path) -> None:
     content = table().replace("kind", "label")
-    assert load_table(file, content, target="label").labels == ("no", "yes")
+    assert classes(load_table(file, content, target="label")).labels == ("no", "yes")
 
 
 def test_gives_grey_images_a_channel_and_keeps_their_dtype(file: Path) -> None:
@@ -216,7 +222,7 @@ def test_gives_grey_images_a_channel_and_keeps_their_dtype(file: Path) -> None:
     assert list(examples.inputs) == ["image"]
     assert examples.inputs["image"].shape == (6, 4, 3, 1)
     assert examples.inputs["image"].dtype == np.uint8
-    assert examples.labels == ("0", "1")
+    assert classes(examples).labels == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -231,10 +237,10 @@ def test_reads_any_number_type_in_any_order(file: Path, stored: str, sent: Any) 
 
 
 @pytest.mark.parametrize(
-    "classes", [np.array(["no", "yes"] * 3), np.array([b"no", b"yes"] * 3)], ids=["str", "bytes"]
+    "texts", [np.array(["no", "yes"] * 3), np.array([b"no", b"yes"] * 3)], ids=["str", "bytes"]
 )
-def test_reads_classes_as_text(file: Path, classes: Any) -> None:
-    assert load_images(file, pictures(labels=classes)).labels == ("no", "yes")
+def test_reads_classes_as_text(file: Path, texts: Any) -> None:
+    assert classes(load_images(file, pictures(labels=texts))).labels == ("no", "yes")
 
 
 def test_reads_the_arrays_asked_for(file: Path) -> None:

@@ -5,8 +5,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from servery_trainer.classification import Classification
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.parity import Graph
+
+HEAD = Classification(("no", "yes"))
 
 
 @pytest.fixture
@@ -42,19 +45,21 @@ def test_finds_what_matters_and_how_much(graph: Graph) -> None:
     rng = np.random.default_rng(4)
     rows = {name: rng.normal(size=(900, 1)).astype(np.float32) for name in "cba"}
     codes = np.int64(1) * (2 * rows["a"] + rows["b"] > 0)[:, 0]
-    found = permutation_importance(graph, rows, codes)
+    found = permutation_importance(graph, HEAD, rows, codes)
     assert [importance.input for importance in found] == ["a", "b", "c"]
     a, b, c = found
     # of two normal variables with weights 2 and 1: the angle between old and new, over pi
-    assert a.accuracy_drop == pytest.approx(np.arccos(1 / 5) / np.pi, abs=0.04)
-    assert b.accuracy_drop == pytest.approx(np.arccos(4 / 5) / np.pi, abs=0.04)
-    assert (c.accuracy_drop, c.deviation) == (0, 0)
+    assert a.score_drop == pytest.approx(np.arccos(1 / 5) / np.pi, abs=0.04)
+    assert b.score_drop == pytest.approx(np.arccos(4 / 5) / np.pi, abs=0.04)
+    assert (c.score_drop, c.deviation) == (0, 0)
     assert 0 < a.deviation < 0.05
-    assert found == permutation_importance(graph, rows, codes)
+    assert found == permutation_importance(graph, HEAD, rows, codes)
 
 
 def test_one_input_has_nothing_to_be_compared_with(graph: Graph) -> None:
     assert (
-        permutation_importance(graph, {"a": np.zeros((3, 1), np.float32)}, np.zeros(3, np.int64))
+        permutation_importance(
+            graph, HEAD, {"a": np.zeros((3, 1), np.float32)}, np.zeros(3, np.int64)
+        )
         == ()
     )

@@ -11,6 +11,9 @@ from servery_trainer.imputation import median
 from servery_trainer.networks import Convolutional, Dense
 from servery_trainer.preprocessing import ImagePreprocessing, TablePreprocessing
 from servery_trainer.sizes import parameter_count
+from servery_trainer.spec import parse_spec
+from servery_trainer.targets import Classes
+from tests.trainer.specs import tabular
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
 
@@ -32,6 +35,14 @@ def pictures(height: int, width: int, channels: int, dtype: Any = np.uint8) -> d
     return {"image": rng.integers(0, 255, (70, height, width, channels)).astype(dtype)}
 
 
+def classifier(labels: tuple[str, ...]) -> Any:
+    """Return the head and the objective of a classifier."""
+    from servery_trainer import problems
+
+    target = Classes(values=np.arange(len(labels)), labels=labels)
+    return problems.pose(target, target.values, SETTINGS)
+
+
 def check(family: Dense | Convolutional, inputs: dict[str, Any], labels: tuple[str, ...]) -> Any:
     """Convert an untrained network and compare; return the loaded graph."""
     from servery_trainer import export, families
@@ -44,15 +55,17 @@ def check(family: Dense | Convolutional, inputs: dict[str, Any], labels: tuple[s
     network = families.build(family, preprocessing.feature_shape, len(labels))
     expected_size = parameter_count(family, preprocessing.feature_shape, len(labels))
     assert network.count_params() == expected_size
-    classifier = export.with_softmax(network)
-    model = export.to_onnx(classifier, preprocessing, labels)
-    expected = export.predict(classifier, preprocessing, inputs)
+    head, objective = classifier(labels)
+    answering = export.answering(network, objective)
+    model = export.to_onnx(answering, preprocessing, head)
+    expected = head.decode(export.predict(answering, preprocessing, inputs))
     graph = parity.Graph(model, threads=1)
-    found = parity.check_parity(graph, inputs, expected, labels, tolerance=1e-5)
+    found = parity.check_parity(graph, inputs, expected, tolerance=1e-5)
     assert found.label_agreement == 1
     return ort.InferenceSession(model.SerializeToString())
 
 
+SETTINGS = parse_spec(tabular()).training
 DENSE = Dense(hidden_units=(8, 4), dropout=0.1)
 
 
@@ -114,10 +127,11 @@ def test_operators_that_the_converter_lacks(activation: str) -> None:
             keras.layers.Dense(2),
         ]
     )
-    classifier = export.with_softmax(network)
-    graph = parity.Graph(export.to_onnx(classifier, preprocessing, ("x", "y")), threads=1)
-    expected = export.predict(classifier, preprocessing, inputs)
-    parity.check_parity(graph, inputs, expected, ("x", "y"), tolerance=1e-5)
+    head, objective = classifier(("x", "y"))
+    answering = export.answering(network, objective)
+    graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
+    expected = head.decode(export.predict(answering, preprocessing, inputs))
+    parity.check_parity(graph, inputs, expected, tolerance=1e-5)
 
 
 def activate(name: str, x: Any) -> Any:
@@ -136,5 +150,6 @@ def test_a_graph_the_converter_left_incomplete_is_refused() -> None:
     network = keras.Sequential(
         [keras.Input((2,)), keras.layers.Discretization([0.0, 1.0]), keras.layers.Dense(2)]
     )
+    head, objective = classifier(("x", "y"))
     with pytest.raises(export.ConversionError):
-        export.to_onnx(export.with_softmax(network), preprocessing, ("x", "y"))
+        export.to_onnx(export.answering(network, objective), preprocessing, head)

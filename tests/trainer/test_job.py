@@ -225,7 +225,9 @@ def test_preprocessing_saw_nothing_but_the_training_part(
 ) -> None:
     spec = parse_spec(tabular(target="diagnosis"))
     examples = load_examples(spec, breast_cancer)
-    rows = split_rows(examples.codes_B, validation_fraction=0.15, test_fraction=0.15, seed=0)
+    rows = split_rows(
+        examples.target.strata_B, validation_fraction=0.15, test_fraction=0.15, seed=0
+    )
     train = np.concatenate(list(examples.take(rows.train).values()), axis=1)
     model = onnx.load(table_job.out / "model.onnx")
     constants = {tensor.name.split("/")[-1]: tensor for tensor in model.graph.initializer}

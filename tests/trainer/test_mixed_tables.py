@@ -106,7 +106,7 @@ def test_rows_with_the_same_words_are_duplicates(tmp_path: Path, policy: str, le
         missing=IMPUTE,
         duplicates=f"DUPLICATE_POLICY_{policy}",
     )
-    assert len(examples.codes_B) == left
+    assert len(examples.target.values) == left
 
 
 @pytest.fixture(scope="module")

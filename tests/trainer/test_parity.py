@@ -7,10 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from servery_trainer.classification import Classification
 from servery_trainer.parity import Graph, ParityFailedError, check_parity, relative_error
 from servery_trainer.profiling import BATCH_SIZES, measure
 
 LABELS = ("left", "right")
+HEAD = Classification(LABELS)
 
 
 def graph(scale: float = 1) -> Graph:
@@ -46,26 +48,26 @@ def rows() -> Any:
 
 
 def test_a_faithful_graph_passes(rows: Any) -> None:
-    parity = check_parity(graph(), {"x": rows}, rows, LABELS, tolerance=1e-6)
+    parity = check_parity(graph(), {"x": rows}, HEAD.decode(rows), tolerance=1e-6)
     assert (parity.row_count, parity.max_relative_error, parity.label_agreement) == (100, 0, 1)
 
 
 def test_a_graph_that_is_off_does_not(rows: Any) -> None:
     with pytest.raises(ParityFailedError) as failed:
-        check_parity(graph(1.001), {"x": rows}, rows, LABELS, tolerance=1e-4)
+        check_parity(graph(1.001), {"x": rows}, HEAD.decode(rows), tolerance=1e-4)
     assert failed.value.metadata["tolerance"] == "0.0001"
     assert float(failed.value.metadata["max_relative_error"]) == pytest.approx(1e-3, rel=0.05)
 
 
 def test_neither_does_one_that_answers_nan(rows: Any) -> None:
     with pytest.raises(ParityFailedError):
-        check_parity(graph(float("nan")), {"x": rows}, rows, LABELS, tolerance=1e-4)
+        check_parity(graph(float("nan")), {"x": rows}, HEAD.decode(rows), tolerance=1e-4)
 
 
 def test_labels_that_differ_within_the_tolerance_are_counted() -> None:
     expected = np.array([[0.5, 0.50001], [0.9, 0.1]], np.float32)
     got = np.array([[0.50001, 0.5], [0.9, 0.1]], np.float32)
-    parity = check_parity(graph(), {"x": got}, expected, LABELS, tolerance=1e-4)
+    parity = check_parity(graph(), {"x": got}, HEAD.decode(expected), tolerance=1e-4)
     assert parity.label_agreement == 0.5
 
 
@@ -76,7 +78,7 @@ def test_errors_are_relative_above_one_only() -> None:
 
 def test_predicts_more_rows_than_one_run_takes() -> None:
     rows = np.random.default_rng(0).dirichlet([1, 1], 2500).astype(np.float32)
-    np.testing.assert_array_equal(graph().predict({"x": rows}), rows)
+    np.testing.assert_array_equal(graph().predict({"x": rows})["probabilities"], rows)
 
 
 def test_latency_is_measured_at_every_batch_size(rows: Any) -> None:

@@ -21,7 +21,11 @@ def pictures(classes: int, labels: tuple[str, ...] | None = None) -> dict[str, b
     codes = (rng.random(200)[:, None] > probabilities.cumsum(axis=1)).sum(axis=1)
     codes = np.minimum(codes, classes - 1).astype(np.int64)
     names = labels or tuple(f"class {code}" for code in range(classes))
-    return plots.draw(EPOCHS, evaluate(probabilities, codes, names), probabilities, codes)
+    found = evaluate(probabilities, codes, names)
+    return {
+        "curves.png": plots.curves(EPOCHS),
+        **plots.classification(found, probabilities, codes),
+    }
 
 
 @pytest.mark.parametrize("classes", [2, 7, 60])
@@ -47,4 +51,5 @@ def test_one_epoch_is_enough() -> None:
     probabilities = np.array([[0.9, 0.1]], np.float32)
     codes = np.array([0])
     found = evaluate(probabilities, codes, ("x", "y"))
-    assert len(plots.draw(EPOCHS[:1], found, probabilities, codes)) == 4
+    assert plots.curves(EPOCHS[:1])
+    assert len(plots.classification(found, probabilities, codes)) == 3

@@ -15,6 +15,7 @@ from servery_trainer.fitting import fit_text, vocabulary_size
 from servery_trainer.networks import Family
 from servery_trainer.sizes import parameter_count
 from servery_trainer.spec import parse_spec
+from servery_trainer.targets import Classes
 from servery_trainer.tasks import TextTask
 from tests.trainer.specs import text
 from tests.trainer.test_job import run
@@ -42,19 +43,21 @@ def check(family: Family, task: TextTask) -> None:
     """Convert an untrained network and compare on sentences of every kind."""
     import keras
 
-    from servery_trainer import export, families
+    from servery_trainer import export, families, problems
 
     keras.utils.set_random_seed(1)
     preprocessing = fit_text(task, family, rows(*SENTENCES))
     arguments = (family, preprocessing.feature_shape, 2, vocabulary_size(preprocessing))
     network = families.build(*arguments)
     assert network.count_params() == parameter_count(*arguments)
-    classifier = export.with_softmax(network)
-    graph = parity.Graph(export.to_onnx(classifier, preprocessing, ("ham", "spam")), threads=1)
+    target = Classes(values=np.arange(2), labels=("ham", "spam"))
+    head, objective = problems.pose(target, target.values, parse_spec(text()).training)
+    answering = export.answering(network, objective)
+    graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     inputs = rows(*ODD, *SENTENCES)
-    expected = export.predict(classifier, preprocessing, inputs)
-    assert np.isfinite(expected).all()
-    found = parity.check_parity(graph, inputs, expected, ("ham", "spam"), tolerance=1e-5)
+    answers = export.predict(answering, preprocessing, inputs)
+    assert np.isfinite(answers).all()
+    found = parity.check_parity(graph, inputs, head.decode(answers), tolerance=1e-5)
     assert found.label_agreement == 1
 
 

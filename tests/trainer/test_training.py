@@ -14,6 +14,7 @@ from servery_trainer.examples import Examples
 from servery_trainer.hyperparameters import Training
 from servery_trainer.networks import Dense
 from servery_trainer.preprocessing import TablePreprocessing
+from servery_trainer.targets import Classes
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
 
@@ -37,8 +38,7 @@ def examples(rows: int = 90) -> Examples:
     return Examples(
         types={},
         inputs={"x": points[:, :1], "y": points[:, 1:]},
-        codes_B=codes,
-        labels=("near", "far"),
+        target=Classes(values=codes, labels=("near", "far")),
         row_numbers_B=np.arange(1, rows + 1),
         total=rows,
         dropped_missing=0,
@@ -55,15 +55,20 @@ def train(
     """Fit a small network; return it, its epochs and the validation part."""
     import keras
 
-    from servery_trainer import families, training
+    from servery_trainer import families, problems, training
 
     keras.utils.set_random_seed(wanted.seed)
     data = examples()
     preprocessing = TablePreprocessing.fit(data.inputs, fill=None)
     network = families.build(Dense(hidden_units=(8,), dropout=0.2), (2,), 2)
+    _, objective = problems.pose(data.target, np.arange(60), wanted)
     learned = training.Part(data, np.arange(60), preprocessing)
     held_out = training.Part(data, np.arange(60, 90), preprocessing)
-    return network, training.fit(network, learned, held_out, wanted, report, store), held_out
+    return (
+        network,
+        training.fit(network, objective, learned, held_out, wanted, report, store),
+        held_out,
+    )
 
 
 def loss(network: Any, part: Any) -> float:

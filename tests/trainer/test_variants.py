@@ -14,11 +14,13 @@ from sklearn.neural_network import MLPClassifier
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import profiling, variants
+from servery_trainer.classification import Classification
 from servery_trainer.hyperparameters import Optimization
 from servery_trainer.parity import Graph
 from servery_trainer.profiling import Latency
 from servery_trainer.variants import Proof, Variant
 
+HEAD = Classification(tuple(map(str, range(10))))
 LATENCY, SIZE, ACCURACY = pb.OBJECTIVE_LATENCY, pb.OBJECTIVE_SIZE, pb.OBJECTIVE_ACCURACY
 
 
@@ -67,7 +69,7 @@ def built() -> tuple[Variant, ...]:
     model, pixels, codes = digits_graph()
     expected = Graph(model, 1).predict({"pixels": pixels[1200:1216]})
     proof = Proof(
-        {"pixels": pixels[1200:1216]}, expected, {"pixels": pixels[1200:]}, codes[1200:], 1e-4
+        HEAD, {"pixels": pixels[1200:1216]}, expected, {"pixels": pixels[1200:]}, codes[1200:], 1e-4
     )
     wanted = Optimization(objective=SIZE, max_accuracy_drop=0.05)
     return variants.optimize(model, {"pixels": pixels[:1200]}, proof, wanted, 1)
@@ -81,9 +83,9 @@ def test_builds_and_measures_all_of_them(built: tuple[Variant, ...]) -> None:
     for variant in (dynamic, static):
         assert 0 < variant.error < variants.INT8_TOLERANCE
         assert variant.size_bytes < float32.size_bytes / 2
-        lower, upper = variant.accuracy_drop_interval
-        assert lower <= variant.accuracy_drop <= upper
-        assert variant.accuracy == pytest.approx(float32.accuracy - variant.accuracy_drop)
+        lower, upper = variant.score_drop_interval
+        assert lower <= variant.score_drop <= upper
+        assert variant.score == pytest.approx(float32.score - variant.score_drop)
     for variant in built:
         assert [latency.batch_size for latency in variant.latencies] == [1, 8, 32, 128]
         assert all(latency.median_us > 0 for latency in variant.latencies)
@@ -102,7 +104,7 @@ def test_labels_and_preprocessing_stay_exact(built: tuple[Variant, ...]) -> None
 def test_without_a_wish_for_speed_or_size_nothing_else_is_built() -> None:
     model, pixels, codes = digits_graph()
     rows = {"pixels": pixels[:64]}
-    proof = Proof(rows, Graph(model, 1).predict(rows), rows, codes[:64], 1e-4)
+    proof = Proof(HEAD, rows, Graph(model, 1).predict(rows), rows, codes[:64], 1e-4)
     (only,) = variants.optimize(model, rows, proof, Optimization(), 1)
     assert only.chosen
     assert only.model is model
@@ -127,9 +129,9 @@ def variant(name: str, time: float, *, size: int = 100, drop: float = 0, error: 
         size_bytes=size,
         tolerance=0.1,
         error=error,
-        accuracy=0.9 - drop,
-        accuracy_drop=drop,
-        accuracy_drop_interval=(drop, drop),
+        score=0.9 - drop,
+        score_drop=drop,
+        score_drop_interval=(drop, drop),
         latencies=latencies,
     )
 

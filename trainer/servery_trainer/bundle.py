@@ -1,6 +1,6 @@
 """The files of a version, as docs/reference/bundle.md describes them.
 
-Shape suffixes: B rows, K classes.
+Shape suffixes: B rows.
 """
 
 import io
@@ -16,13 +16,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from servery_trainer.evaluation import Evaluation
 from servery_trainer.examples import Examples
 from servery_trainer.explanation import Importance
+from servery_trainer.heads import Arrays, Findings, Output
 from servery_trainer.parity import Parity
-from servery_trainer.preprocessing import FloatArray
 from servery_trainer.profiling import Latency
-from servery_trainer.rows import IMAGE_INPUT, LABEL_OUTPUT, PROBABILITIES_OUTPUT
+from servery_trainer.rows import IMAGE_INPUT
 from servery_trainer.variants import Variant
 
 GOLDEN_ROWS: Final = 16
@@ -38,7 +37,7 @@ _STATISTICS_VALUES: Final = 10_000_000
 """Quantiles of larger parts are those of evenly spaced rows."""
 
 
-def signature(task: str, inputs: Mapping[str, NDArray[Any]], labels: Sequence[str]) -> Any:
+def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
     """Describe the inputs and outputs of the graph."""
     return {
         "task": task,
@@ -55,18 +54,13 @@ def signature(task: str, inputs: Mapping[str, NDArray[Any]], labels: Sequence[st
         ],
         "outputs": [
             {
-                "name": LABEL_OUTPUT,
-                "datatype": "BYTES",
-                "shape": [-1, 1],
-                "meaning": "most probable class",
-            },
-            {
-                "name": PROBABILITIES_OUTPUT,
-                "datatype": "FP32",
-                "shape": [-1, len(labels)],
-                "meaning": "probability of each class",
-                "labels": list(labels),
-            },
+                "name": output.name,
+                "datatype": _datatype(output.dtype),
+                "shape": [-1, *output.shape],
+                "meaning": output.meaning,
+            }
+            | ({"labels": list(output.labels)} if output.labels else {})
+            for output in outputs
         ],
     }
 
@@ -75,74 +69,61 @@ def _datatype(dtype: np.dtype[Any]) -> str:
     return _DATATYPES.get(dtype.name, dtype.name.upper())
 
 
-def pick_golden(probabilities_BK: FloatArray, codes_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose rows that show every class and whose label no rounding can turn.
+def pick_golden(
+    clearness_B: NDArray[np.floating], strata_B: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Choose rows that show everything there is and whose labels no rounding can turn.
 
     Args:
-        probabilities_BK: Of the trained network, for the rows to choose from.
-        codes_B: The true class of each.
+        clearness_B: `Head.clearness_B` of the rows to choose from.
+        strata_B: `Target.strata_B` of the same.
 
     Returns:
         Indices, ascending.
     """
-    ranked_BK = np.sort(probabilities_BK, axis=1)
-    clearest_first_B = np.argsort(ranked_BK[:, -2] - ranked_BK[:, -1], kind="stable")
-    rank_B = np.empty(len(codes_B), np.int64)  # 0 for the clearest row of each class
+    rank_B = np.empty(len(strata_B), np.int64)  # 0 for the clearest row of each stratum
     seen: dict[int, int] = {}
-    for row in clearest_first_B:
-        rank_B[row] = seen.get(int(codes_B[row]), 0)
-        seen[int(codes_B[row])] = int(rank_B[row]) + 1
-    wanted = min(max(GOLDEN_ROWS, len(seen)), _MOST_GOLDEN_ROWS, len(codes_B))
+    for row in np.argsort(-clearness_B, kind="stable"):
+        stratum = int(strata_B[row])
+        rank_B[row] = seen.get(stratum, 0)
+        seen[stratum] = int(rank_B[row]) + 1
+    wanted = min(max(GOLDEN_ROWS, len(seen)), _MOST_GOLDEN_ROWS, len(strata_B))
     return np.sort(np.argsort(rank_B, kind="stable")[:wanted])
 
 
-def golden(
-    inputs: Mapping[str, NDArray[Any]],
-    probabilities_BK: FloatArray,
-    labels: Sequence[str],
-    tolerance: float,
-) -> bytes:
-    """Pack rows with what the trained network answers."""
-    texts = np.array(labels, np.str_)[probabilities_BK.argmax(axis=1)]
+def golden(inputs: Arrays, outputs: Arrays, tolerance: float) -> bytes:
+    """Pack rows with the outputs that follow from what the trained network says to them."""
     arrays: dict[str, NDArray[Any]] = {
         f"input:{name}": rows.astype(np.str_) if rows.dtype == np.object_ else rows
         for name, rows in inputs.items()
     }
-    arrays[f"output:{LABEL_OUTPUT}"] = texts[:, None]
-    arrays[f"output:{PROBABILITIES_OUTPUT}"] = probabilities_BK
+    arrays |= {f"output:{name}": values for name, values in outputs.items()}
     arrays["tolerance"] = np.array(tolerance, np.float64)
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
-def metrics(evaluation: Evaluation, parity: Parity, importances: Sequence[Importance]) -> Any:
+def metrics(
+    findings: Findings, test_rows: int, parity: Parity, importances: Sequence[Importance]
+) -> Any:
     """Render the evaluation of the graph."""
+    result = findings.result
     return {
-        **evaluation.summary,
-        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
-        "test_rows": int(evaluation.confusion.sum()),
-        "classes": [
-            {
-                "label": figures.label,
-                "precision": figures.precision,
-                "recall": figures.recall,
-                "f1": figures.f1,
-                "support": figures.support,
-                "roc_auc": figures.roc_auc,
-                "pr_auc": figures.pr_auc,
-            }
-            for figures in evaluation.classes
-        ],
+        **dict(sorted(result.metrics.items())),
+        "intervals": {
+            name: [ends.lower, ends.upper] for name, ends in sorted(result.intervals.items())
+        },
+        "test_rows": test_rows,
+        **findings.details,
         "importances": [
             {
                 "input": importance.input,
-                "accuracy_drop": importance.accuracy_drop,
+                "accuracy_drop": importance.score_drop,
                 "deviation": importance.deviation,
             }
             for importance in importances
         ],
-        "confusion_matrix": evaluation.confusion.tolist(),
         "parity": {
             "row_count": parity.row_count,
             "max_relative_error": parity.max_relative_error,
@@ -170,9 +151,9 @@ def profile(variants: Sequence[Variant], threads: int) -> Any:
                 "size_bytes": variant.size_bytes,
                 "golden_error": variant.error if np.isfinite(variant.error) else None,
                 "golden_tolerance": variant.tolerance,
-                "accuracy": variant.accuracy,
-                "accuracy_drop": variant.accuracy_drop,
-                "accuracy_drop_interval": list(variant.accuracy_drop_interval),
+                "accuracy": variant.score,
+                "accuracy_drop": variant.score_drop,
+                "accuracy_drop_interval": list(variant.score_drop_interval),
                 "latencies": _latencies(variant.latencies),
             }
             for variant in variants
@@ -195,11 +176,10 @@ def _latencies(latencies: Sequence[Latency]) -> Any:
 
 def statistics(examples: Examples, train: NDArray[np.int64]) -> Any:
     """Describe the training part, to tell later whether live data drifts from it."""
-    counts = np.bincount(examples.codes_B[train], minlength=len(examples.labels))
     return {
         "row_count": len(train),
         "inputs": {name: _describe(values[train]) for name, values in examples.inputs.items()},
-        "labels": dict(zip(examples.labels, counts.tolist(), strict=True)),
+        **examples.target.describe(train),
     }
 
 

@@ -26,6 +26,11 @@ class Problem(StrEnum):
     WRONG_DTYPE = "WRONG_DTYPE"
     MISSING_ARRAY = "MISSING_ARRAY"
     TOO_LARGE = "TOO_LARGE"
+    PATH_ESCAPE = "PATH_ESCAPE"
+    LINK = "LINK"
+    NESTED_ARCHIVE = "NESTED_ARCHIVE"
+    DUPLICATE_FILE = "DUPLICATE_FILE"
+    WRONG_LAYOUT = "WRONG_LAYOUT"
 
 
 class DatasetInvalidError(ServeryError):
@@ -36,7 +41,8 @@ class DatasetInvalidError(ServeryError):
         message: What a person reads: the place, the value, and the way out.
         row: Where, from 1, the header of a CSV file not counted.
         column: Where, in a CSV file.
-        array: Where, in an NPZ file.
+        array: Where, in a file of arrays.
+        file: Where, in an archive.
     """
 
     reason = reasons.ERROR_REASON_DATASET_INVALID
@@ -49,11 +55,22 @@ class DatasetInvalidError(ServeryError):
         row: int | None = None,
         column: str | None = None,
         array: str | None = None,
+        file: str | None = None,
     ) -> None:
-        places = {"row": row, "column": column, "array": array}
+        places = {"row": row, "column": column, "array": array, "file": file}
         found = {key: shown(place) for key, place in places.items() if place is not None}
         super().__init__(message, problem=problem.value, **found)
         self.problem = problem
+
+
+def missing_value(row: int, column: str, way_out: str) -> DatasetInvalidError:
+    """Say that a cell is empty, and what to do about it."""
+    return DatasetInvalidError(
+        Problem.MISSING_VALUE,
+        f"row {row}, column {column!r} is empty; {way_out}",
+        row=row,
+        column=column,
+    )
 
 
 def shown(value: Any) -> str:

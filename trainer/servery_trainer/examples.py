@@ -9,24 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from servery.trainer.v1 import training_pb2
+from servery.trainer.v1 import dataset_pb2, training_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
-from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
 from servery_trainer.fitting import most_features
 from servery_trainer.networks import Dense
 from servery_trainer.rows import (
     IMAGE_INPUT,
     Rows,
     are_missing,
-    missing_value,
     read_images,
     read_table,
-    read_texts,
 )
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import Spec
-from servery_trainer.split import MIN_ROWS_PER_CLASS
-from servery_trainer.tasks import ImageTask, TabularTask, Task, TextTask
+from servery_trainer.targets import ClassReader, Target
+from servery_trainer.tasks import ImageTask, TabularTask, TextTask
 from servery_trainer.texts import FIRST_WORD
 
 
@@ -43,10 +41,7 @@ class Examples:
     types: Mapping[str, ColumnType.ValueType]
     """See `Rows`."""
 
-    codes_B: NDArray[np.int64]
-    """See `Rows`."""
-
-    labels: tuple[str, ...]
+    target: Target
     """See `Rows`."""
 
     row_numbers_B: NDArray[np.int64]
@@ -82,33 +77,33 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     """
     match spec.task:
         case TabularTask() as task:
-            rows = read_table(task.features, task.target, task.column_types, path)
-            total = len(rows.codes_B)
+            rows = read_table(task.features, ClassReader(task.target), task.column_types, path)
+            total = len(rows.numbers_B)
             rows = _without_missing(rows, task.missing)
         case TextTask() as task:
-            rows = read_texts(task, path)
-            total = len(rows.codes_B)
+            types = {task.text: dataset_pb2.COLUMN_TYPE_TEXT}
+            rows = read_table((task.text,), ClassReader(task.target), types, path)
+            total = len(rows.numbers_B)
             rows = _without_missing(rows, task.missing)
         case ImageTask() as task:
             rows = read_images(task, path)
-            total = len(rows.codes_B)
-    dropped_missing = total - len(rows.codes_B)
+            total = len(rows.numbers_B)
+    dropped_missing = total - len(rows.numbers_B)
     repeats_B = _repeats(rows, task.duplicates)
     repeated = int(repeats_B.sum())
     kept = task.duplicates == training_pb2.DUPLICATE_POLICY_KEEP
     if not kept:
         rows = rows.keep(~repeats_B)
-    _check_classes(rows, task)
+    rows.target.check()
     if isinstance(task, TextTask):  # the most it may become: the words are yet to be learned
         width = task.vocabulary_size if isinstance(spec.family, Dense) else task.max_tokens
-        check_size(spec.family, (width,), len(rows.labels), task.vocabulary_size + FIRST_WORD)
+        check_size(spec.family, (width,), rows.target.width, task.vocabulary_size + FIRST_WORD)
     else:
-        check_size(spec.family, _feature_shape(rows), len(rows.labels))
+        check_size(spec.family, _feature_shape(rows), rows.target.width)
     return Examples(
         inputs=rows.inputs,
         types=rows.types,
-        codes_B=rows.codes_B,
-        labels=rows.labels,
+        target=rows.target,
         row_numbers_B=rows.numbers_B,
         total=total,
         dropped_missing=dropped_missing,
@@ -130,7 +125,7 @@ def _without_missing(rows: Rows, policy: training_pb2.MissingPolicy.ValueType) -
             raise missing_value(1, name, "no row has a value in it; leave the column out")
     if policy not in (training_pb2.MISSING_POLICY_REFUSE, training_pb2.MISSING_POLICY_DROP_ROWS):
         return rows
-    missing_B = np.zeros(len(rows.codes_B), np.bool_)
+    missing_B = np.zeros(len(rows.numbers_B), np.bool_)
     for values in rows.inputs.values():
         missing_B |= are_missing(values[:, 0])
     if policy == training_pb2.MISSING_POLICY_DROP_ROWS:
@@ -149,17 +144,17 @@ def _without_missing(rows: Rows, policy: training_pb2.MissingPolicy.ValueType) -
 
 
 def _repeats(rows: Rows, policy: training_pb2.DuplicatePolicy.ValueType) -> NDArray[np.bool_]:
-    """Mark rows that repeat an earlier one in every input and the class.
+    """Mark rows that repeat an earlier one in every input and the target.
 
     Raises:
         DatasetInvalidError: There is one, and the policy is to refuse.
     """
     first: dict[bytes, int] = {}
-    repeats_B = np.zeros(len(rows.codes_B), np.bool_)
+    repeats_B = np.zeros(len(rows.numbers_B), np.bool_)
     numbers = [values for values in rows.inputs.values() if values.dtype != np.object_]
     words = [values for values in rows.inputs.values() if values.dtype == np.object_]
-    for start in range(0, len(rows.codes_B), 1024):
-        parts = [values[start : start + 1024] for values in (*numbers, rows.codes_B)]
+    for start in range(0, len(rows.numbers_B), 1024):
+        parts = [values[start : start + 1024] for values in (*numbers, rows.target.values)]
         # adding 0 makes -0.0 and 0.0 the same bytes
         flat = [np.ascontiguousarray(part.reshape(len(part), -1) + 0) for part in parts]
         block = np.concatenate([part.view(np.uint8) for part in flat], axis=1)
@@ -183,28 +178,3 @@ def _duplicate(earlier: int, later: int) -> DatasetInvalidError:
         f"row {later} repeats row {earlier}; remove it, or choose to drop or to keep duplicates",
         row=later,
     )
-
-
-def _check_classes(rows: Rows, task: Task) -> None:
-    column = None if isinstance(task, ImageTask) else task.target
-    array = task.labels if isinstance(task, ImageTask) else None
-    place = f"column {column!r}" if column else f"array {array!r}"
-    counts = np.bincount(rows.codes_B, minlength=len(rows.labels))
-    if np.count_nonzero(counts) < 2:
-        left = " after cleaning" if len(rows.labels) > 1 else ""
-        raise DatasetInvalidError(
-            Problem.ONE_CLASS,
-            f"{place} holds fewer than two classes{left}; a classifier needs rows of two or more",
-            column=column,
-            array=array,
-        )
-    rare = int(counts.argmin())
-    if counts[rare] < MIN_ROWS_PER_CLASS:
-        raise DatasetInvalidError(
-            Problem.RARE_CLASS,
-            f"class {shown(rows.labels[rare])!r} of {place} has {counts[rare]} rows, but each part"
-            f" (training, validation, test) needs one; add rows up to {MIN_ROWS_PER_CLASS} or"
-            " remove the class",
-            column=column,
-            array=array,
-        )

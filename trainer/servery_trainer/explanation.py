@@ -1,15 +1,12 @@
-"""What each input adds to the answers.
+"""What each input adds to the answers."""
 
-Shape suffixes: B rows.
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servery_trainer.heads import Arrays, Head
 from servery_trainer.parity import Graph
 
 REPEATS: Final = 5
@@ -21,14 +18,14 @@ class Importance:
     """What is lost without one input."""
 
     input: str
-    accuracy_drop: float
-    """Mean over the shuffles; 0 or below for an input that adds nothing."""
+    score_drop: float
+    """Of `Head.score`: mean over the shuffles; 0 or below for an input that adds nothing."""
     deviation: float
     """Standard deviation over the shuffles."""
 
 
 def permutation_importance(
-    graph: Graph, inputs: Mapping[str, NDArray[Any]], codes_B: NDArray[np.int64]
+    graph: Graph, head: Head, inputs: Arrays, values: NDArray[Any]
 ) -> tuple[Importance, ...]:
     """Shuffle the values of one input at a time between rows (Breiman, 2001).
 
@@ -36,8 +33,9 @@ def permutation_importance(
 
     Args:
         graph: What is served.
+        head: What judges it.
         inputs: Of rows not trained on; the first `MOST_ROWS` are used.
-        codes_B: Their true classes.
+        values: `Target.values` of these rows.
 
     Returns:
         One entry per input, the most important first; none if there is one input only.
@@ -45,18 +43,18 @@ def permutation_importance(
     if len(inputs) < 2:
         return ()
     rows = {name: values[:MOST_ROWS] for name, values in inputs.items()}
-    truth_B = codes_B[:MOST_ROWS]
+    truth = values[:MOST_ROWS]
     rng = np.random.Generator(np.random.PCG64(0))
 
-    def accuracy(rows: Mapping[str, NDArray[Any]]) -> float:
-        return float(np.mean(graph.predict(rows).argmax(axis=1) == truth_B))
+    def score(rows: Arrays) -> float:
+        return float(np.mean(head.row_scores(graph.predict(rows), truth)))
 
-    whole = accuracy(rows)
+    whole = score(rows)
     found = []
-    for name, values in rows.items():
+    for name, column in rows.items():
         drops = [
-            whole - accuracy({**rows, name: values[rng.permutation(len(truth_B))]})
+            whole - score({**rows, name: column[rng.permutation(len(truth))]})
             for _ in range(REPEATS)
         ]
         found.append(Importance(name, float(np.mean(drops)), float(np.std(drops))))
-    return tuple(sorted(found, key=lambda importance: -importance.accuracy_drop))
+    return tuple(sorted(found, key=lambda importance: -importance.score_drop))

@@ -9,41 +9,44 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 from numpy.typing import NDArray
-from onnx import compose, helper, numpy_helper, version_converter
+from onnx import compose, helper, version_converter
 
 from servery_trainer import tf2onnx_handlers  # noqa: F401  registers operators
+from servery_trainer.heads import Head
+from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import BATCH, FloatArray, Preprocessing
-from servery_trainer.rows import LABEL_OUTPUT, PROBABILITIES_OUTPUT
 
 OPSET: Final = 18  # the newest that tf2onnx writes
 ML_OPSET: Final = 3
 IR_VERSION: Final = 9  # of opset 20
 
 _FEATURES: Final = "features"
+_ANSWERS: Final = "answers"
 
 
 class ConversionError(Exception):
     """The converter wrote a graph that is not the one that was asked for. A bug, not bad input."""
 
 
-def with_softmax(network: keras.Model) -> keras.Model:
-    """Wrap `network` in a flat model from features to probabilities, the form tf2onnx reads best.
+def answering(network: keras.Model, objective: Objective) -> keras.Model:
+    """Wrap `network` in a flat model from features to answers, the form tf2onnx reads best.
 
     Args:
-        network: From features to logits.
+        network: From features to outputs.
+        objective: What it was fitted on.
     """
     features = keras.Input(batch_shape=network.input_shape, dtype="float32", name=_FEATURES)
-    probabilities = keras.layers.Softmax()(network(features, training=False))
-    return keras.Model(features, keras.layers.Identity(name=PROBABILITIES_OUTPUT)(probabilities))
+    answers = objective.answers(features, network(features, training=False))
+    return keras.Model(features, keras.layers.Identity(name=_ANSWERS)(answers))
 
 
 def predict(
-    classifier: keras.Model, preprocessing: Preprocessing, inputs: dict[str, NDArray[np.generic]]
+    model: keras.Model, preprocessing: Preprocessing, inputs: dict[str, NDArray[np.generic]]
 ) -> FloatArray:
-    """Return the probabilities [rows, classes] of raw inputs, by Keras and NumPy.
+    """Return the answers to raw inputs, by Keras and NumPy.
 
     Args:
-        classifier: What `with_softmax` returned.
+        model: What `answering` returned.
         preprocessing: What the network was trained behind.
         inputs: By name; at least one row.
     """
@@ -51,56 +54,46 @@ def predict(
     parts = []
     for start in range(0, rows, 256):
         batch = {name: values[start : start + 256] for name, values in inputs.items()}
-        parts.append(classifier(preprocessing.apply(batch), training=False).numpy())
+        parts.append(model(preprocessing.apply(batch), training=False).numpy())
     return np.concatenate(parts)
 
 
 def to_onnx(
-    classifier: keras.Model, preprocessing: Preprocessing, labels: Sequence[str]
+    answering_model: keras.Model, preprocessing: Preprocessing, head: Head
 ) -> onnx.ModelProto:
-    """Write preprocessing, network and label decoding as one ONNX graph.
+    """Write preprocessing, network and the decoding of answers as one ONNX graph.
 
     Args:
-        classifier: What `with_softmax` returned.
+        answering_model: What `answering` returned.
         preprocessing: What the network was trained behind.
-        labels: The text of each class.
+        head: What decodes its answers.
 
     Returns:
-        A checked model with the raw inputs, and the outputs `label` (text [batch, 1]) and
-        `probabilities` (float32 [batch, classes]).
+        A checked model with the raw inputs and the outputs of `head`.
 
     Raises:
         ConversionError: The converter failed without saying so.
     """
     outer = preprocessing.to_onnx("", "")
-    network = _convert(classifier)
+    network = _convert(answering_model)
     opset = max(outer.opset, OPSET)
     if opset > OPSET:  # all of a graph is of one version
         network = version_converter.convert_version(network, opset)
     prefix = _unused_prefix([value.name for value in outer.inputs])
     network = compose.add_prefix(network, prefix)
-    head = preprocessing.to_onnx(f"{prefix}{_FEATURES}", f"{prefix}preprocessing/")
-    texts = numpy_helper.from_array(np.array(labels, np.object_), f"{prefix}labels")
-    index = f"{prefix}index"
+    first = preprocessing.to_onnx(f"{prefix}{_FEATURES}", f"{prefix}preprocessing/")
+    last = head.to_onnx(f"{prefix}{_ANSWERS}", prefix)
     graph = helper.make_graph(
+        [*first.nodes, *network.graph.node, *last.nodes],
+        "model",
+        first.inputs,
         [
-            *head.nodes,
-            *network.graph.node,
-            helper.make_node(
-                "Identity", [f"{prefix}{PROBABILITIES_OUTPUT}"], [PROBABILITIES_OUTPUT]
-            ),
-            helper.make_node("ArgMax", [PROBABILITIES_OUTPUT], [index], axis=1, keepdims=1),
-            helper.make_node("Gather", [texts.name, index], [LABEL_OUTPUT], axis=0),
-        ],
-        "classifier",
-        head.inputs,
-        [
-            helper.make_tensor_value_info(LABEL_OUTPUT, onnx.TensorProto.STRING, [BATCH, 1]),
             helper.make_tensor_value_info(
-                PROBABILITIES_OUTPUT, onnx.TensorProto.FLOAT, [BATCH, len(labels)]
-            ),
+                output.name, helper.np_dtype_to_tensor_dtype(output.dtype), [BATCH, *output.shape]
+            )
+            for output in head.outputs
         ],
-        [*head.initializers, *network.graph.initializer, texts],
+        [*first.initializers, *network.graph.initializer, *last.initializers],
     )
     versions = {"": opset, "ai.onnx.ml": ML_OPSET}
     model = helper.make_model(
@@ -116,23 +109,23 @@ def to_onnx(
     return model
 
 
-def _convert(classifier: keras.Model) -> onnx.ModelProto:
-    """Convert the network alone: from `features` to `probabilities`."""
-    signature = [tf.TensorSpec(classifier.input_shape, tf.float32, name=_FEATURES)]
-    model: onnx.ModelProto
-    model, _ = tf2onnx.convert.from_keras(classifier, input_signature=signature, opset=OPSET)
+def _convert(model: keras.Model) -> onnx.ModelProto:
+    """Convert the network alone: from features to answers."""
+    signature = [tf.TensorSpec(model.input_shape, tf.float32, name=_FEATURES)]
+    network: onnx.ModelProto
+    network, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=OPSET)
     try:  # tf2onnx logs what it cannot convert and goes on
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(network)
     except onnx.checker.ValidationError as error:
         raise ConversionError(f"the converted network is invalid: {error}") from error
-    inputs = [value.name for value in model.graph.input]
-    outputs = [value.name for value in model.graph.output]
-    if inputs != [_FEATURES] or outputs != [PROBABILITIES_OUTPUT]:
+    inputs = [value.name for value in network.graph.input]
+    outputs = [value.name for value in network.graph.output]
+    if inputs != [_FEATURES] or outputs != [_ANSWERS]:
         raise ConversionError(f"the converted network goes from {inputs} to {outputs}")
-    if any(node.domain for node in model.graph.node) or model.functions:
+    if any(node.domain for node in network.graph.node) or network.functions:
         raise ConversionError("the converted network needs operators beyond standard ONNX")
-    del model.graph.value_info[:]
-    return model
+    del network.graph.value_info[:]
+    return network
 
 
 def _unused_prefix(names: Sequence[str]) -> str:

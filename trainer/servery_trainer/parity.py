@@ -1,10 +1,11 @@
 """The gate: the graph that will be served computes what was trained.
 
-Shape suffixes: B rows, K classes.
+Floats may differ a little, all other outputs not at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery_rpc.errors import ServeryError
-from servery_trainer.preprocessing import FloatArray
-from servery_trainer.rows import LABEL_OUTPUT, PROBABILITIES_OUTPUT
+from servery_trainer.heads import Arrays
 
 BATCH_SIZES: Final = (1, 7, 64)
 """Each is tried on at most `_RUNS` batches, then all rows at once."""
@@ -44,9 +44,9 @@ class Parity:
 
     row_count: int
     max_relative_error: float
-    """Largest |onnx - keras| / max(|keras|, 1) over all probabilities; NaN if one is NaN."""
+    """Largest |onnx - keras| / max(|keras|, 1) over all floats; NaN if one is NaN."""
     label_agreement: float
-    """Share of rows with the same label, 0 to 1."""
+    """Share of rows whose other outputs (labels, numbers) are the same, 0 to 1."""
     tolerance: float
 
 
@@ -65,23 +65,25 @@ class Graph:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[FloatArray, NDArray[np.str_]]:
-        """Return probabilities [B, K] and labels [B] of these rows."""
-        probabilities, labels = self._session.run([PROBABILITIES_OUTPUT, LABEL_OUTPUT], inputs)
-        return probabilities, labels[:, 0].astype(np.str_)
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def predict(self, inputs: Mapping[str, NDArray[Any]]) -> FloatArray:
-        """Return the probabilities [B, K] of any number of rows, from 1, in bounded memory."""
-        rows = len(next(iter(inputs.values())))
-        starts = range(0, rows, _CHUNK)
-        return np.concatenate([self.run(_slice(inputs, start, _CHUNK))[0] for start in starts])
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Return all outputs for these rows; texts as `str` arrays."""
+        found = zip(self._outputs, self._session.run(self._outputs, inputs), strict=True)
+        return {
+            name: values.astype(np.str_) if values.dtype == np.object_ else values
+            for name, values in found
+        }
+
+    def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Return all outputs for any number of rows, from 1, in bounded memory."""
+        return _joined([self.run(part) for part in _parts(inputs, _CHUNK)])
 
 
 def check_parity(
     graph: Graph,
-    inputs: Mapping[str, NDArray[Any]],
-    expected_BK: FloatArray,
-    labels: Sequence[str],
+    inputs: Arrays,
+    expected: Arrays,
     tolerance: float,
 ) -> Parity:
     """Compare `graph` with the trained network, in batches of several sizes.
@@ -89,23 +91,19 @@ def check_parity(
     Args:
         graph: What will be served.
         inputs: Raw rows that were not trained on, at least one.
-        expected_BK: The probabilities the trained network gives for them.
-        labels: The text of each class.
+        expected: The outputs that follow from what the trained network says to them.
         tolerance: Largest relative error to accept.
 
     Raises:
         ParityFailedError: The error is larger, or no number.
     """
-    rows = len(expected_BK)
-    expected_labels_B = np.array(labels)[expected_BK.argmax(axis=1)]
+    rows = row_count(expected)
     errors, agreement = [], 1.0
     for size in sorted({min(size, rows) for size in (*BATCH_SIZES, rows)}):
-        starts = range(0, rows, size)[:_RUNS]
-        runs = [graph.run(_slice(inputs, start, size)) for start in starts]
-        probabilities_BK = np.concatenate([run[0] for run in runs])
-        labels_B = np.concatenate([run[1] for run in runs])
-        errors.append(relative_error(probabilities_BK, expected_BK[: len(probabilities_BK)]))
-        agreement = float(np.mean(labels_B == expected_labels_B[: len(labels_B)]))
+        got = _joined([graph.run(part) for part in islice(_parts(inputs, size), _RUNS)])
+        compared = {name: values[: row_count(got)] for name, values in expected.items()}
+        error, agreement = compare(got, compared)
+        errors.append(error)
     worst = float(np.max(errors))  # NaN stays NaN
     if not worst <= tolerance:
         raise ParityFailedError(worst, tolerance)
@@ -117,11 +115,32 @@ def check_parity(
     )
 
 
-def relative_error(got: FloatArray, expected: FloatArray) -> float:
+def compare(got: Arrays, expected: Arrays) -> tuple[float, float]:
+    """Return the largest relative error of the floats, and the share of rows alike in the rest."""
+    error, alike_B = 0.0, np.ones(row_count(expected), np.bool_)
+    for name, values in expected.items():
+        if values.dtype.kind == "f":
+            error = float(np.maximum(error, relative_error(got[name], values)))  # NaN stays NaN
+        else:
+            alike_B &= (got[name] == values).reshape(len(values), -1).all(axis=1)
+    return error, float(alike_B.mean())
+
+
+def relative_error(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     """Return the largest |got - expected| / max(|expected|, 1); NaN if there is a NaN."""
     difference = np.abs(got.astype(np.float64) - expected)
     return float(np.max(difference / np.maximum(np.abs(expected), 1)))
 
 
-def _slice(inputs: Mapping[str, NDArray[Any]], start: int, size: int) -> dict[str, NDArray[Any]]:
-    return {name: values[start : start + size] for name, values in inputs.items()}
+def row_count(arrays: Arrays) -> int:
+    """Return the length of the first axis, which all of them share."""
+    return len(next(iter(arrays.values())))
+
+
+def _parts(arrays: Arrays, size: int) -> Iterator[dict[str, NDArray[Any]]]:
+    for start in range(0, row_count(arrays), size):
+        yield {name: values[start : start + size] for name, values in arrays.items()}
+
+
+def _joined(parts: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -12,10 +12,9 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
-from servery_trainer import bundle, export, families, parity, plots, training
+from servery_trainer import bundle, export, families, parity, plots, problems, training
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore
-from servery_trainer.evaluation import evaluate
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
@@ -25,6 +24,8 @@ from servery_trainer.split import Split, split_rows
 from servery_trainer.variants import Proof, Variant, optimize
 
 _PARITY_ROWS: Final = 1024
+_CHECKPOINT_FORMAT: Final = 2
+"""Counted up whenever `training` keeps other things in a checkpoint."""
 
 
 def run(
@@ -58,72 +59,68 @@ def run(
 
     report(_phase(training_pb2.PHASE_PREPARING, spec))
     examples = load_examples(spec, dataset)
+    target = examples.target
     split = split_rows(
-        examples.codes_B,
+        target.strata_B,
         validation_fraction=spec.validation_fraction,
         test_fraction=spec.test_fraction,
         seed=spec.training.seed,
     )
     preprocessing = fit_preprocessing(spec, examples.types, examples.take(split.train))
+    head, objective = problems.pose(target, split.train, spec.training)
 
     report(_phase(training_pb2.PHASE_TRAINING, spec))
     network = families.build(
-        spec.family,
-        preprocessing.feature_shape,
-        len(examples.labels),
-        vocabulary_size(preprocessing),
+        spec.family, preprocessing.feature_shape, target.width, vocabulary_size(preprocessing)
     )
     train, validation = (
         training.Part(examples, rows, preprocessing) for rows in (split.train, split.validation)
     )
     store = CheckpointStore(checkpoints, _fingerprint(spec, threads)) if checkpoints else None
-    epochs = training.fit(network, train, validation, spec.training, report, store)
+    epochs = training.fit(network, objective, train, validation, spec.training, report, store)
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
-    classifier = export.with_softmax(network)
-    model = canonical(export.to_onnx(classifier, preprocessing, examples.labels))
+    answering = export.answering(network, objective)
+    model = canonical(export.to_onnx(answering, preprocessing, head))
     graph = parity.Graph(model, threads)
     held_out = np.concatenate([split.test, split.validation])[:_PARITY_ROWS]
-    expected_BK = export.predict(classifier, preprocessing, examples.take(held_out))
+    answers = export.predict(answering, preprocessing, examples.take(held_out))
     proven = parity.check_parity(
         graph,
         examples.take(held_out),
-        expected_BK,
-        examples.labels,
+        head.decode(answers),
         families.PARITY_TOLERANCES[type(spec.family)],
     )
 
     report(_phase(training_pb2.PHASE_EVALUATING, spec))
-    test, test_codes = examples.take(split.test), examples.codes_B[split.test]
-    shown = bundle.pick_golden(expected_BK, examples.codes_B[held_out])
-    golden = examples.take(held_out[shown])
+    test, truth = examples.take(split.test), target.values[split.test]
+    shown = bundle.pick_golden(head.clearness_B(answers), target.strata_B[held_out])
+    golden, expected = examples.take(held_out[shown]), head.decode(answers[shown])
     variants = optimize(
         model,
         examples.take(split.train[:CALIBRATION_ROWS]),
-        Proof(golden, expected_BK[shown], test, test_codes, proven.tolerance),
+        Proof(head, golden, expected, test, truth, proven.tolerance),
         spec.optimization,
         threads,
     )
     (chosen,) = (variant for variant in variants if variant.chosen)
-    probabilities_BK = chosen.graph.predict(test)
-    evaluation = evaluate(probabilities_BK, test_codes, examples.labels)
-    importances = permutation_importance(chosen.graph, test, test_codes)
+    findings = head.evaluate(chosen.graph.predict(test), truth)
+    importances = permutation_importance(chosen.graph, head, test, truth)
 
     bundle.write(
         out,
         chosen.model,
-        bundle.golden(golden, expected_BK[shown], examples.labels, chosen.tolerance),
+        bundle.golden(golden, expected, chosen.tolerance),
         {
-            "signature.json": bundle.signature(spec.task.name, examples.inputs, examples.labels),
-            "metrics.json": bundle.metrics(evaluation, proven, importances),
+            "signature.json": bundle.signature(spec.task.name, examples.inputs, head.outputs),
+            "metrics.json": bundle.metrics(findings, len(truth), proven, importances),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, split),
         },
-        plots.draw(epochs, evaluation, probabilities_BK, test_codes),
+        {"curves.png": plots.curves(epochs), **findings.pictures},
     )
-    return training_pb2.TrainingResult(
-        metrics=evaluation.summary,
+    result = training_pb2.TrainingResult(
         parity=training_pb2.Parity(
             row_count=proven.row_count,
             max_relative_error=proven.max_relative_error,
@@ -131,36 +128,32 @@ def run(
             tolerance=proven.tolerance,
         ),
         rows=_row_counts(examples, split),
-        labels=examples.labels,
-        confusion_matrix=evaluation.confusion.ravel().tolist(),
         epochs=epochs,
         latencies=_latencies(chosen),
-        intervals={
-            name: training_pb2.Interval(lower=lower, upper=upper)
-            for name, (lower, upper) in evaluation.intervals.items()
-        },
         variants=[_variant(variant) for variant in variants],
         importances=[
             training_pb2.Importance(
                 input=importance.input,
-                accuracy_drop=importance.accuracy_drop,
+                accuracy_drop=importance.score_drop,
                 deviation=importance.deviation,
             )
             for importance in importances
         ],
     )
+    result.MergeFrom(findings.result)
+    return result
 
 
 def _variant(variant: Variant) -> training_pb2.Variant:
-    lower, upper = variant.accuracy_drop_interval
+    lower, upper = variant.score_drop_interval
     return training_pb2.Variant(
         name=variant.name,
         chosen=variant.chosen,
         refusal=variant.refusal,
         size_bytes=variant.size_bytes,
         latencies=_latencies(variant),
-        accuracy=variant.accuracy,
-        accuracy_drop=variant.accuracy_drop,
+        accuracy=variant.score,
+        accuracy_drop=variant.score_drop,
         accuracy_drop_interval=training_pb2.Interval(lower=lower, upper=upper),
     )
 
@@ -213,7 +206,7 @@ def _lineage(spec: Spec, examples: Examples, split: Split) -> Any:
 def _fingerprint(spec: Spec, threads: int) -> str:
     """Identify everything that decides the weights; the dataset's name holds its digest."""
     libraries = bundle.libraries(tf.__version__)
-    decisive = [json_format.MessageToDict(spec.to_proto()), libraries, threads]
+    decisive = [_CHECKPOINT_FORMAT, json_format.MessageToDict(spec.to_proto()), libraries, threads]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

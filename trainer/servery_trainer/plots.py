@@ -27,32 +27,28 @@ _LONGEST_LABEL: Final = 20
 _FIRST, _SECOND, _QUIET = "#1f5fa8", "#c8501e", "#999999"
 
 
-def draw(
-    epochs: Sequence[pb.Epoch],
-    evaluation: Evaluation,
-    probabilities_BK: FloatArray,
-    codes_B: NDArray[np.int64],
+def classification(
+    evaluation: Evaluation, probabilities_BK: FloatArray, codes_B: NDArray[np.int64]
 ) -> dict[str, bytes]:
-    """Draw all pictures.
+    """Draw what a classifier is like.
 
     Args:
-        epochs: Of the training, at least one.
         evaluation: Of the published graph on the test part.
         probabilities_BK: What the published graph says to the test part.
         codes_B: The true classes of the test part.
 
     Returns:
-        PNG files by name: `curves.png`, `confusion.png`, `roc.png` and `calibration.png`.
+        PNG files by name: `confusion.png`, `roc.png` and `calibration.png`.
     """
     return {
-        "curves.png": _curves(epochs),
         "confusion.png": _confusion(evaluation),
         "roc.png": _roc(evaluation, probabilities_BK, codes_B),
         "calibration.png": _calibration(evaluation, probabilities_BK, codes_B),
     }
 
 
-def _curves(epochs: Sequence[pb.Epoch]) -> bytes:
+def curves(epochs: Sequence[pb.Epoch]) -> bytes:
+    """Draw the loss and the figure of each epoch, of at least one."""
     figure = Figure((_SIZE_INCHES * 1.6, _SIZE_INCHES * 0.7), layout="constrained")
     numbers = [epoch.number for epoch in epochs]
     best = min(epochs, key=lambda epoch: epoch.validation_loss).number

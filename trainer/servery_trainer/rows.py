@@ -12,11 +12,10 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer import archives, columns, sources, tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
-from servery_trainer.tasks import ImageTask, TextTask
+from servery_trainer.targets import Classes, Place, Target, TargetReader
+from servery_trainer.tasks import ImageTask
 
 IMAGE_INPUT: Final = "image"
-LABEL_OUTPUT: Final = "label"
-PROBABILITIES_OUTPUT: Final = "probabilities"
 
 _MOST_NAMES: Final = 20
 
@@ -36,11 +35,8 @@ class Rows:
     types: Mapping[str, ColumnType.ValueType]
     """What each column of a table is; empty for images."""
 
-    codes_B: NDArray[np.int64]
-    """The class of each row, an index of `labels`."""
-
-    labels: tuple[str, ...]
-    """The text of each class, in ascending order, by number if all of them are whole numbers."""
+    target: Target
+    """What each row teaches."""
 
     numbers_B: NDArray[np.int64]
     """The number of each row in the file, from 1."""
@@ -52,70 +48,57 @@ class Rows:
         return Rows(
             inputs={name: values[mask_B] for name, values in self.inputs.items()},
             types=self.types,
-            codes_B=self.codes_B[mask_B],
-            labels=self.labels,
+            target=self.target.keep(mask_B),
             numbers_B=self.numbers_B[mask_B],
         )
 
 
-def read_texts(task: TextTask, path: Path) -> Rows:
-    """Read the texts and the target of a CSV file; see `read_table`."""
-    types = {task.text: dataset_pb2.COLUMN_TYPE_TEXT}
-    return read_table((task.text,), task.target, types, path)
-
-
 def read_table(
     features: Sequence[str],
-    target: str,
+    target: TargetReader,
     column_types: Mapping[str, ColumnType.ValueType],
     path: Path,
 ) -> Rows:
-    """Read the features and the target of a CSV file.
+    """Read the features and the target of a table.
 
     Args:
-        features: Columns. Empty: every column but the target.
-        target: The column with the class.
+        features: Columns. Empty: every column that is not of the target.
+        target: Reads the others; used up.
         column_types: Of the columns that are to be what they do not look like.
         path: The file.
 
     Raises:
         DatasetInvalidError: A column is missing or named like an output of the model, a feature
-            holds something that is not of its type, or a row has no class.
+            holds something that is not of its type, or a row has no target.
     """
     header = sources.read_header(path)
-    features = features or tuple(name for name in header if name != target)
+    features = features or tuple(name for name in header if name not in target.columns)
     _check_columns(header, features, target)
     inferred = columns.infer_types(
         path, header, [name for name in features if name not in column_types]
     )
     types = [column_types.get(name) or inferred[name] for name in features]
     parts: list[list[NDArray[Any]]] = [[] for _ in features]
-    targets: list[str] = []
-    for block in sources.read_blocks(path, header, [*features, target]):
-        *cells, classes = block.columns
-        if classes.null_count:
-            row = block.first_row + classes.is_null().to_pylist().index(True)
-            raise missing_value(row, target, "give it a class or remove the row")
-        targets += classes.to_pylist()
+    for block in sources.read_blocks(path, header, [*features, *target.columns]):
+        cells = block.columns[: len(features)]
+        target.add(block.first_row, block.columns[len(features) :])
         for part, values in zip(parts, _values(block, cells, features, types), strict=True):
             part.append(values)
-    if not targets:
+    if not any(map(len, parts[0])):
         raise tables.no_rows()
     inputs = {
         name: np.concatenate(part)[:, None] for name, part in zip(features, parts, strict=True)
     }
-    codes_B, labels = encode_labels(targets)
     return Rows(
         inputs=inputs,
         types=dict(zip(features, types, strict=True)),
-        codes_B=codes_B,
-        labels=labels,
-        numbers_B=np.arange(1, len(targets) + 1),
+        target=target.target(),
+        numbers_B=np.arange(1, len(inputs[features[0]]) + 1),
     )
 
 
-def _check_columns(header: Sequence[str], features: Sequence[str], target: str) -> None:
-    for name in (target, *features):
+def _check_columns(header: Sequence[str], features: Sequence[str], target: TargetReader) -> None:
+    for name in (*target.columns, *features):
         if name not in header:
             known = ", ".join(header[:_MOST_NAMES]) + (", …" if len(header) > _MOST_NAMES else "")
             raise DatasetInvalidError(
@@ -123,7 +106,7 @@ def _check_columns(header: Sequence[str], features: Sequence[str], target: str) 
                 f"there is no column {shown(name)!r}; the file has {known}",
                 column=name,
             )
-        if name in (LABEL_OUTPUT, PROBABILITIES_OUTPUT) and name != target:
+        if name in target.outputs and name in features:
             raise DatasetInvalidError(
                 Problem.DUPLICATE_COLUMN,
                 f"column {name!r} has the name of an output of the model; rename it or leave it"
@@ -133,8 +116,9 @@ def _check_columns(header: Sequence[str], features: Sequence[str], target: str) 
     if not features:
         raise DatasetInvalidError(
             Problem.MISSING_COLUMN,
-            f"the file holds no column but the target {target!r}; there is nothing to learn from",
-            column=target,
+            f"the file holds no column but the target {target.columns[0]!r}; there is nothing to"
+            " learn from",
+            column=target.columns[0],
         )
 
 
@@ -181,16 +165,6 @@ def are_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     return mask
 
 
-def missing_value(row: int, column: str, way_out: str) -> DatasetInvalidError:
-    """Say that a cell is empty, and what to do about it."""
-    return DatasetInvalidError(
-        Problem.MISSING_VALUE,
-        f"row {row}, column {column!r} is empty; {way_out}",
-        row=row,
-        column=column,
-    )
-
-
 def read_images(task: ImageTask, path: Path) -> Rows:
     """Read the images and the classes of an NPZ file.
 
@@ -215,12 +189,10 @@ def read_images(task: ImageTask, path: Path) -> Rows:
                 array=task.images,
             )
         images = images if images.dtype == np.float16 else narrow
-    codes_B, labels = encode_labels(_class_texts(classes, task.labels))
     return Rows(
         inputs={IMAGE_INPUT: images[..., None] if images.ndim == 3 else images},
         types={},
-        codes_B=codes_B,
-        labels=labels,
+        target=Classes.of(_class_texts(classes, task.labels), Place(array=task.labels)),
         numbers_B=np.arange(1, len(images) + 1),
     )
 
@@ -285,17 +257,3 @@ def _class_texts(classes: NDArray[Any], array: str) -> list[str]:
             )
         texts.append(text)
     return texts
-
-
-def encode_labels(texts: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Number the different texts in ascending order.
-
-    Returns:
-        The number of each text, and the texts by number.
-    """
-    try:
-        labels = tuple(sorted(set(texts), key=lambda text: (int(text), text)))
-    except ValueError:
-        labels = tuple(sorted(set(texts)))
-    codes = {label: code for code, label in enumerate(labels)}
-    return np.array([codes[text] for text in texts], np.int64), labels

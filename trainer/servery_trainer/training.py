@@ -22,8 +22,9 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer.checkpoints import Checkpoint, CheckpointStore
 from servery_trainer.examples import Examples
 from servery_trainer.hyperparameters import Training
+from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import FloatArray, Preprocessing
-from servery_trainer.schedules import class_weights, is_constant, learning_rate
+from servery_trainer.schedules import is_constant, learning_rate
 from servery_trainer.spec import ROOT
 
 Report = Callable[[training_pb2.Progress], object]
@@ -40,8 +41,8 @@ class Part:
 
     def batches(
         self, size: int, rng: np.random.Generator | None = None, skip: int = 0
-    ) -> Iterator[tuple[FloatArray, NDArray[np.int64]]]:
-        """Yield features and codes of all rows but those of the first `skip` batches.
+    ) -> Iterator[tuple[FloatArray, NDArray[Any]]]:
+        """Yield features and `Target.values` of all rows but those of the first `skip` batches.
 
         In random order if `rng` is given.
         """
@@ -50,12 +51,13 @@ class Part:
             batch = rows[start : start + size]
             yield (
                 self.preprocessing.apply(self.examples.take(batch)),
-                self.examples.codes_B[batch],
+                self.examples.target.values[batch],
             )
 
 
 def fit(
     network: keras.Model,
+    objective: Objective,
     train: Part,
     validation: Part,
     settings: Training,
@@ -65,7 +67,8 @@ def fit(
     """Fit `network`, stop early, and leave the weights of the epoch with the best validation loss.
 
     Args:
-        network: From features to logits; changed in place.
+        network: From features to outputs; changed in place.
+        objective: What to fit it on.
         train: What to learn.
         validation: What to stop early by.
         settings: How.
@@ -78,7 +81,7 @@ def fit(
     Raises:
         FieldInvalidError: The loss became infinite in the first epoch; names `learning_rate`.
     """
-    return _Fit(network, train, validation, settings, report, checkpoints).run()
+    return _Fit(network, objective, train, validation, settings, report, checkpoints).run()
 
 
 @dataclass(slots=True)
@@ -90,7 +93,7 @@ class _Position:
     step: int = 0
     """Steps done in it."""
     loss_sum: float = 0.0
-    right: int = 0
+    figure_sum: float = 0.0
     seen: int = 0
     epochs: list[Any] = field(default_factory=list)
     """Each an `Epoch` as JSON."""
@@ -106,6 +109,7 @@ class _Fit:
     def __init__(
         self,
         network: keras.Model,
+        objective: Objective,
         train: Part,
         validation: Part,
         settings: Training,
@@ -113,6 +117,7 @@ class _Fit:
         checkpoints: CheckpointStore | None,
     ) -> None:
         self._network = network
+        self._objective = objective
         self._train = train
         self._validation = validation
         self._settings = settings
@@ -124,12 +129,16 @@ class _Fit:
         self._metrics: dict[str, float] = {}
         self._at = _Position()
         self._best: list[NDArray[Any]] = []
+        values = train.examples.target.values
         self._optimizer = _optimizer(settings)
         self._optimizer.build(network.trainable_variables)
-        weights = class_weights(
-            settings, train.examples.codes_B[train.rows], network.output_shape[-1]
+        self._learn, self._judge = _steps(
+            network,
+            objective,
+            self._optimizer,
+            tf.TensorSpec([None, *values.shape[1:]], values.dtype),
+            settings.l2,
         )
-        self._learn, self._judge = _steps(network, self._optimizer, weights, settings.l2)
         self._resume()
         self._began, self._began_after = time.monotonic(), self._steps_done
 
@@ -163,52 +172,56 @@ class _Fit:
         """Learn from the rows of the present epoch that are left."""
         at, settings = self._at, self._settings
         batches = self._train.batches(settings.batch_size, self._rng, skip=at.step)
-        for features, codes in batches:
+        name = self._objective.figure
+        for features, values in batches:
             if not is_constant(settings):
                 rate = learning_rate(settings, self._steps_done, self._steps)
                 self._optimizer.learning_rate.assign(rate)
-            loss, right = self._learn(features, codes)
+            loss, figure = self._learn(features, values)
             at.step += 1
             at.loss_sum += float(loss)
-            at.right += int(right)
-            at.seen += len(codes)
-            self._metrics |= {"loss": at.loss_sum / at.seen, "accuracy": at.right / at.seen}
+            at.figure_sum += float(figure)
+            at.seen += len(values)
+            self._metrics |= {"loss": at.loss_sum / at.seen, name: at.figure_sum / at.seen}
             if at.step < self._steps:
                 self._report(self._progress(at.number, at.step, done=at.number - 1))
 
     def _close(self) -> None:
         """End the present epoch: judge it, keep what is best, write a checkpoint."""
         at, number = self._at, self._at.number
-        loss, accuracy = at.loss_sum / at.seen, at.right / at.seen
-        validation_loss, validation_accuracy = self._validate()
+        loss, figure = at.loss_sum / at.seen, at.figure_sum / at.seen
+        validation_loss, validation_figure = self._validate()
         at.diverged = not math.isfinite(loss + validation_loss)  # weights that are NaN stay NaN
         if not at.diverged:
             epoch = training_pb2.Epoch(
                 number=number,
                 loss=loss,
-                accuracy=accuracy,
+                accuracy=figure,
                 validation_loss=validation_loss,
-                validation_accuracy=validation_accuracy,
+                validation_accuracy=validation_figure,
             )
             at.epochs.append(json_format.MessageToDict(epoch))
             at.waited += 1
             if validation_loss < at.best_loss:
                 at.best_loss, at.waited = validation_loss, 0
                 self._best = self._network.get_weights()
-        at.number, at.step, at.loss_sum, at.right, at.seen = number + 1, 0, 0.0, 0, 0
+        at.number, at.step, at.loss_sum, at.figure_sum, at.seen = number + 1, 0, 0.0, 0.0, 0
         self._order = self._rng.bit_generator.state
         self._save()
         if not at.diverged:
-            self._metrics |= {"val_loss": validation_loss, "val_accuracy": validation_accuracy}
+            self._metrics |= {
+                "val_loss": validation_loss,
+                f"val_{self._objective.figure}": validation_figure,
+            }
             self._report(self._progress(number, self._steps, done=number))
 
     def _validate(self) -> tuple[float, float]:
-        losses, right = 0.0, 0
-        for features, codes in self._validation.batches(max(self._settings.batch_size, 256)):
-            batch_loss, batch_right = self._judge(features, codes)
+        losses, figures = 0.0, 0.0
+        for features, values in self._validation.batches(max(self._settings.batch_size, 256)):
+            batch_loss, batch_figure = self._judge(features, values)
             losses += float(batch_loss)
-            right += int(batch_right)
-        return losses / len(self._validation.rows), right / len(self._validation.rows)
+            figures += float(batch_figure)
+        return losses / len(self._validation.rows), figures / len(self._validation.rows)
 
     def _progress(self, number: int, step: int, done: int) -> training_pb2.Progress:
         steps_done = (number - 1) * self._steps + step
@@ -252,7 +265,7 @@ class _Fit:
         self._at = _Position(**checkpoint.position)
 
 
-Step = Callable[[FloatArray, NDArray[np.int64]], tuple[tf.Tensor, tf.Tensor]]
+Step = Callable[[FloatArray, NDArray[Any]], tuple[tf.Tensor, tf.Tensor]]
 
 
 def _optimizer(settings: Training) -> keras.optimizers.Optimizer:
@@ -270,33 +283,36 @@ def _optimizer(settings: Training) -> keras.optimizers.Optimizer:
 
 
 def _steps(
-    network: keras.Model, optimizer: keras.optimizers.Optimizer, weights: FloatArray, l2: float
+    network: keras.Model,
+    objective: Objective,
+    optimizer: keras.optimizers.Optimizer,
+    values: tf.TensorSpec,
+    l2: float,
 ) -> tuple[Step, Step]:
-    """Compile one step of learning and one of judging; each returns loss sum and number right."""
-    signature = [
-        tf.TensorSpec([None, *network.input_shape[1:]], tf.float32),
-        tf.TensorSpec([None], tf.int64),
-    ]
+    """Compile one step of learning and one of judging; each returns sums of losses and figures."""
+    signature = [tf.TensorSpec([None, *network.input_shape[1:]], tf.float32), values]
     kernels = [variable for variable in network.trainable_variables if len(variable.shape) > 1]
 
-    def outcome(logits: tf.Tensor, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=codes, logits=logits)
-        right = tf.equal(tf.argmax(logits, axis=1), codes)
-        weighted = losses * tf.gather(weights, codes)
-        return tf.reduce_sum(weighted), tf.reduce_sum(tf.cast(right, tf.int64))
+    def outcome(
+        features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return (
+            tf.reduce_sum(objective.losses(features, outputs, values)),
+            tf.reduce_sum(objective.figures(features, outputs, values)),
+        )
 
-    def learn(features: tf.Tensor, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def learn(features: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss, right = outcome(network(features, training=True), codes)
-            minimised = loss / tf.cast(tf.shape(codes)[0], tf.float32)
+            loss, figure = outcome(features, network(features, training=True), values)
+            minimised = loss / tf.cast(tf.shape(features)[0], tf.float32)
             if l2:
                 squares = [tf.reduce_sum(tf.square(kernel)) for kernel in kernels]
                 minimised += l2 * tf.add_n(squares)
         optimizer.apply(tape.gradient(minimised, network.trainable_variables))
-        return loss, right
+        return loss, figure
 
-    def judge(features: tf.Tensor, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return outcome(network(features, training=False), codes)
+    def judge(features: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return outcome(features, network(features, training=False), values)
 
     compiled = tf.function(learn, input_signature=signature)
     return compiled, tf.function(judge, input_signature=signature)

@@ -1,6 +1,6 @@
 """Which of several graphs to publish: built, measured side by side, chosen by a budget.
 
-Shape suffixes: B rows, K classes.
+Shape suffixes: B rows.
 """
 
 import logging
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import profiling, quantization
+from servery_trainer.heads import Arrays, Head
 from servery_trainer.hyperparameters import Optimization
-from servery_trainer.parity import Graph, relative_error
-from servery_trainer.preprocessing import FloatArray
+from servery_trainer.parity import Graph, compare
 from servery_trainer.profiling import Latency
 from servery_trainer.scores import Interval, bootstrap
 from servery_trainer.spec import ROOT
 
 FLOAT32: Final = "float32"
 INT8_TOLERANCE: Final = 0.1
-"""Largest change of a probability on golden rows, which are clear cases."""
+"""Largest relative error on golden rows, which are clear cases."""
 NOISE: Final = 0.08
 """Graphs whose times differ by a smaller share are as fast as each other."""
 
@@ -43,11 +43,11 @@ class Variant:
     """Largest relative error on the golden rows that passes."""
     error: float
     """Relative error on the golden rows; infinite if a label is another one."""
-    accuracy: float
-    """On the test part."""
-    accuracy_drop: float
+    score: float
+    """`Head.score` on the test part."""
+    score_drop: float
     """What `float32` has more of it."""
-    accuracy_drop_interval: Interval
+    score_drop_interval: Interval
     latencies: tuple[Latency, ...]
     """Measured in turn with those of the other variants."""
     refusal: str = ""
@@ -59,21 +59,22 @@ class Variant:
 class Proof:
     """What variants are judged by."""
 
-    golden: Mapping[str, NDArray[Any]]
+    head: Head
+    golden: Arrays
     """Inputs of the golden rows."""
-    expected_BK: FloatArray
-    """What the trained network says to them."""
-    test: Mapping[str, NDArray[Any]]
+    expected: Arrays
+    """The outputs that follow from what the trained network says to them."""
+    test: Arrays
     """Inputs of the test part."""
-    codes_B: NDArray[np.int64]
-    """The true classes of the test part."""
+    values: NDArray[Any]
+    """`Target.values` of the test part."""
     tolerance: float
     """Largest relative error of a graph of 32-bit floats."""
 
 
 def optimize(
     model: onnx.ModelProto,
-    calibration: Mapping[str, NDArray[Any]],
+    calibration: Arrays,
     proof: Proof,
     wanted: Optimization,
     threads: int,
@@ -119,16 +120,15 @@ def _measure(
 ) -> tuple[Variant, ...]:
     graphs = [graph for _, graph, _ in built.values()]
     times = profiling.measure(graphs, proof.test)
-    right = {
-        name: (graph.predict(proof.test).argmax(axis=1) == proof.codes_B).astype(np.float64)
+    scores = {
+        name: proof.head.row_scores(graph.predict(proof.test), proof.values)
         for name, (_, graph, _) in built.items()
     }
     variants = []
     for (name, (model, graph, tolerance)), latencies in zip(built.items(), times, strict=True):
-        lost_B = right[FLOAT32] - right[name]
+        lost_B = scores[FLOAT32] - scores[name]
         intervals = bootstrap({"lost": lost_B}, {"drop": lambda draws: draws["lost"].mean(axis=1)})
-        answer_BK = graph.predict(proof.golden)
-        alike = np.array_equal(answer_BK.argmax(axis=1), proof.expected_BK.argmax(axis=1))
+        error, agreement = compare(graph.predict(proof.golden), proof.expected)
         variants.append(
             Variant(
                 name=name,
@@ -136,10 +136,10 @@ def _measure(
                 graph=graph,
                 size_bytes=model.ByteSize(),
                 tolerance=tolerance,
-                error=relative_error(answer_BK, proof.expected_BK) if alike else np.inf,
-                accuracy=float(right[name].mean()),
-                accuracy_drop=float(lost_B.mean()),
-                accuracy_drop_interval=intervals["drop"],
+                error=error if agreement == 1 else np.inf,
+                score=float(scores[name].mean()),
+                score_drop=float(lost_B.mean()),
+                score_drop_interval=intervals["drop"],
                 latencies=latencies,
             )
         )
@@ -191,15 +191,15 @@ def relative_time(variant: Variant, base: Variant) -> float:
 def _kept(variant: Variant, wanted: Optimization) -> bool:
     """Tell whether the answers of the variant are good enough."""
     close = variant.error <= variant.tolerance
-    return close and variant.accuracy_drop_interval[1] <= wanted.max_accuracy_drop
+    return close and variant.score_drop_interval[1] <= wanted.max_accuracy_drop
 
 
 def _refusal(variant: Variant, base: Variant, wanted: Optimization) -> str:
     if variant.error > variant.tolerance:
         return f"golden rows are off by {variant.error:.3g}, {variant.tolerance:g} is allowed"
     if not _kept(variant, wanted):
-        drop = variant.accuracy_drop_interval[1]
-        return f"it may lose {drop:.4f} of accuracy, {wanted.max_accuracy_drop:g} is allowed"
+        drop = variant.score_drop_interval[1]
+        return f"it may lose {drop:.4f} of the score, {wanted.max_accuracy_drop:g} is allowed"
     if wanted.max_latency_us and _first_us(variant) > wanted.max_latency_us:
         return f"one row takes {_first_us(variant):.0f} µs, {wanted.max_latency_us:g} is allowed"
     if variant.name.startswith("int8") and (slower := relative_time(variant, base)) > 1:

@@ -1,0 +1,59 @@
+"""What networks are fitted on. Imports TensorFlow: for the process of a job only.
+
+Shape suffixes: B rows, K classes.
+"""
+
+from typing import Protocol
+
+import keras
+import tensorflow as tf
+
+from servery_trainer.preprocessing import FloatArray
+
+
+class Objective(Protocol):
+    """Joins a network to what its rows teach."""
+
+    figure: str
+    """What `figures` are called: `accuracy`."""
+
+    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """Return the loss of each row [B]; their mean is minimised.
+
+        Args:
+            features: What the network was given.
+            outputs: What it said.
+            values: `Target.values` of the rows.
+        """
+
+    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """Return a figure for each row [B], float32, whose mean people follow; see `losses`."""
+
+    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Turn what the network says into the answers that its head decodes."""
+
+
+class CrossEntropy:
+    """Of one class per row, from one output per class; see `Objective`.
+
+    Args:
+        class_weights: How much a row of each class counts.
+    """
+
+    figure = "accuracy"
+
+    def __init__(self, class_weights: FloatArray) -> None:
+        self._class_weights = class_weights
+
+    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`."""
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=values, logits=outputs)
+        return losses * tf.gather(self._class_weights, values)
+
+    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: 1 for the true class, else 0."""
+        return tf.cast(tf.equal(tf.argmax(outputs, axis=1), values), tf.float32)
+
+    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        """See `Objective`: probabilities."""
+        return keras.layers.Softmax()(outputs)
