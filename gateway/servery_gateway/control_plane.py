@@ -170,6 +170,7 @@ def _state(settings: GatewaySettings) -> GatewayState:
             ),
         },
         pools=settings.pools,
+        http_pools=settings.http_pools,
         models=(),
         origins=settings.browser_origins,
         jwks=(),

@@ -1,7 +1,7 @@
 """Which process answers which call, and what browsers may do. Pure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from servery_gateway.extensions import typed
@@ -77,7 +77,7 @@ def _by_model(
                     route.model.wire_name: _routes(
                         [
                             *(_route(method, route) for method in about_models),
-                            *([_rest()] if rest else []),
+                            *([_rest(route)] if rest else []),
                         ]
                     )
                     for route in models
@@ -127,17 +127,27 @@ def _cors(origins: Sequence[str]) -> Resource:
     }
 
 
-def _rest() -> Resource:
+def _rest(model: ModelRoute | None = None) -> Resource:
     """Inference over HTTP; which of it may be called is the script's matter."""
-    return {
-        "match": {"prefix": "/v2"},
-        "route": {"cluster": INFERENCE_HTTP, "timeout": "300s"},
+    route = {
+        **_target(INFERENCE_HTTP, model, http_cluster),
+        "timeout": "300s",
+        "retry_policy": _retry("connect-failure,refused-stream,retriable-status-codes")
+        | {"retriable_status_codes": [503]},
     }
+    if model is not None:
+        route |= _mirror(model, http_cluster)
+    return {"match": {"prefix": "/v2"}, "route": route}
 
 
 def pool_cluster(pool: str) -> str:
     """Return the name of the cluster of a pool."""
     return INFERENCE if pool == DEFAULT_POOL else f"{INFERENCE}-pool-{pool}"
+
+
+def http_cluster(pool: str) -> str:
+    """Return the name of the cluster of the HTTP doors of a pool."""
+    return INFERENCE_HTTP if pool == DEFAULT_POOL else f"{INFERENCE_HTTP}-pool-{pool}"
 
 
 def _route(method: Method, model: ModelRoute | None = None) -> Resource:
@@ -146,7 +156,7 @@ def _route(method: Method, model: ModelRoute | None = None) -> Resource:
     unbounded = method.client_streaming or method.server_streaming
     default, longest = ("3600s", "3600s") if unbounded else ("60s", "300s")
     action: dict[str, Any] = {
-        **_target(method, model),
+        **_target(method.upstream, model, pool_cluster),
         "timeout": "0s",
         "max_stream_duration": {
             "max_stream_duration": default,
@@ -158,20 +168,34 @@ def _route(method: Method, model: ModelRoute | None = None) -> Resource:
     if not unbounded:
         # Only what no server has begun to do; inference has no effects, so also what one refused.
         retry_on = "connect-failure,refused-stream"
-        action["retry_policy"] = {
-            "retry_on": f"{retry_on},unavailable" if method.upstream == INFERENCE else retry_on,
-            "num_retries": 2,
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        }
-    if model is not None and model.mirror_pool and not unbounded:
-        action["request_mirror_policies"] = [{"cluster": pool_cluster(model.mirror_pool)}]
+        action["retry_policy"] = _retry(
+            f"{retry_on},unavailable" if method.upstream == INFERENCE else retry_on
+        )
+    if model is not None and not unbounded:
+        action |= _mirror(model, pool_cluster)
     return {"match": {"path": method.path, "headers": [_GRPC]}, "route": action}
 
 
-def _target(method: Method, model: ModelRoute | None) -> Mapping[str, Any]:
+def _retry(retry_on: str) -> dict[str, Any]:
+    return {
+        "retry_on": retry_on,
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+    }
+
+
+def _target(
+    upstream: str, model: ModelRoute | None, cluster: Callable[[str], str]
+) -> Mapping[str, Any]:
     if model is None:
-        return {"cluster": method.upstream}
+        return {"cluster": upstream}
     if len(model.pools) == 1:
-        return {"cluster": pool_cluster(model.pools[0][0])}
-    shares = [{"name": pool_cluster(pool), "weight": weight} for pool, weight in model.pools]
+        return {"cluster": cluster(model.pools[0][0])}
+    shares = [{"name": cluster(pool), "weight": weight} for pool, weight in model.pools]
     return {"weighted_clusters": {"clusters": shares}}
+
+
+def _mirror(model: ModelRoute, cluster: Callable[[str], str]) -> Mapping[str, Any]:
+    if not model.mirror_pool:
+        return {}
+    return {"request_mirror_policies": [{"cluster": cluster(model.mirror_pool)}]}

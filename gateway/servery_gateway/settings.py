@@ -1,7 +1,7 @@
 """What `servery-gateway` can be told."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,11 @@ class GatewaySettings(ServerSettings):
     )
     inference_http: str | None = option(
         "unix:PATH or host:port of the HTTP door of the inference server; unset: no REST", None
+    )
+    inference_http_pools: tuple[str, ...] = option(
+        "HTTP doors of the servers of inference_pools, written like those; with inference_http,"
+        " every pool needs one",
+        (),
     )
     browser_origins: tuple[str, ...] = option(
         "from where pages in browsers may call, such as https://app.example.org; none: nowhere", ()
@@ -77,12 +82,13 @@ class GatewaySettings(ServerSettings):
             self.upstream(name)
         if self.inference_http is not None:
             self.upstream("inference_http")
-        for name, addresses in self.pools.items():
-            named = [isinstance(a, HostAddress) and not a.is_ip for a in addresses]
-            if any(named) and not all(isinstance(a, HostAddress) for a in addresses):
-                raise ValueError(
-                    f"inference_pools: {name!r} mixes host names with unix sockets; use one kind"
-                )
+        doors = set(self.pools) if self.inference_http else set()
+        if set(self.http_pools) != doors:
+            raise ValueError(
+                f"inference_http_pools must name {', '.join(sorted(doors)) or 'no pool'}, not"
+                f" {', '.join(self.http_pools) or 'none'}: with inference_http, the models of every"
+                " pool are called over REST, too"
+            )
         for origin in self.browser_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(
@@ -113,14 +119,28 @@ class GatewaySettings(ServerSettings):
     @property
     def pools(self) -> Mapping[str, tuple[Address, ...]]:
         """`inference_pools`, parsed: name to servers."""
-        found: dict[str, tuple[Address, ...]] = {}
-        for text in self.inference_pools:
-            name, equals, address = text.partition("=")
-            if not equals or not _POOL.fullmatch(name) or name == DEFAULT_POOL:
-                raise ValueError(
-                    f"inference_pools has {text!r}, which is not like gpu=host:port with a name of"
-                    f" small letters, digits and `-` other than {DEFAULT_POOL!r}"
-                )
-            parsed = parse_address(address, "inference_pools")
-            found[name] = (*found.get(name, ()), parsed)
-        return found
+        return _parse_pools(self.inference_pools, "inference_pools")
+
+    @property
+    def http_pools(self) -> Mapping[str, tuple[Address, ...]]:
+        """`inference_http_pools`, parsed: name to HTTP doors."""
+        return _parse_pools(self.inference_http_pools, "inference_http_pools")
+
+
+def _parse_pools(texts: Sequence[str], setting: str) -> Mapping[str, tuple[Address, ...]]:
+    found: dict[str, tuple[Address, ...]] = {}
+    for text in texts:
+        name, equals, address = text.partition("=")
+        if not equals or not _POOL.fullmatch(name) or name == DEFAULT_POOL:
+            raise ValueError(
+                f"{setting} has {text!r}, which is not like gpu=host:port with a name of small"
+                f" letters, digits and `-` other than {DEFAULT_POOL!r}"
+            )
+        found[name] = (*found.get(name, ()), parse_address(address, setting))
+    for name, addresses in found.items():
+        named = [isinstance(a, HostAddress) and not a.is_ip for a in addresses]
+        if any(named) and not all(isinstance(a, HostAddress) for a in addresses):
+            raise ValueError(
+                f"{setting}: {name!r} mixes host names with unix sockets; use one kind"
+            )
+    return found

@@ -16,7 +16,7 @@ from servery_gateway.listener import (
 )
 from servery_gateway.methods import INFERENCE_HTTP, Method
 from servery_gateway.model_routes import ModelRoute
-from servery_gateway.routes import ROUTES_NAME, pool_cluster, route_table
+from servery_gateway.routes import ROUTES_NAME, http_cluster, pool_cluster, route_table
 from servery_gateway.snapshot import (
     CLUSTER,
     ENDPOINTS,
@@ -47,6 +47,9 @@ class GatewayState:
 
     pools: Mapping[str, tuple[Address, ...]]
     """More pools of inference servers, beside the default one, by name."""
+
+    http_pools: Mapping[str, tuple[Address, ...]]
+    """The HTTP doors of those servers; of every pool if inference answers HTTP, else of none."""
 
     models: tuple[ModelRoute, ...]
     """Where the calls about some models go."""
@@ -82,7 +85,8 @@ def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
         sorted(
             [
                 *state.upstreams.items(),
-                *((pool_cluster(pool), addresses) for pool, addresses in state.pools.items()),
+                *((pool_cluster(pool), servers) for pool, servers in state.pools.items()),
+                *((http_cluster(pool), doors) for pool, doors in state.http_pools.items()),
             ]
         )
     )
@@ -117,6 +121,7 @@ def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
 
 
 def _cluster(name: str, addresses: Sequence[Address]) -> Resource:
+    is_http = name.startswith(INFERENCE_HTTP)
     cluster: dict[str, Any] = {
         "name": name,
         "type": "STRICT_DNS" if _needs_dns(addresses) else "EDS",
@@ -133,7 +138,7 @@ def _cluster(name: str, addresses: Sequence[Address]) -> Resource:
                 "healthy_threshold": 1,
                 **(
                     {"http_health_check": {"path": "/v2/health/live", "host": "inference"}}
-                    if name == INFERENCE_HTTP
+                    if is_http
                     else {"grpc_health_check": {}}
                 ),
             }
@@ -152,7 +157,7 @@ def _cluster(name: str, addresses: Sequence[Address]) -> Resource:
             _HTTP_OPTIONS: {
                 "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
                 "explicit_http_config": {"http_protocol_options": {}}
-                if name == INFERENCE_HTTP
+                if is_http
                 else {
                     "http2_protocol_options": {
                         "connection_keepalive": {"interval": "30s", "timeout": "10s"}

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import socketserver
-import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +16,7 @@ from servery.gateway.v1 import usage_pb2
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.control_plane import control_plane
 from tests.gateway.asking import ask
+from tests.gateway.rest import RestBackend, rest_backend
 from tests.gateway.test_usage import counted, query, usage
 
 if TYPE_CHECKING:
@@ -29,53 +26,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ORIGIN = "https://app.example.org"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
-@dataclass
-class RestBackend:
-    """An HTTP server that answers everything and remembers it."""
-
-    paths: list[str] = field(default_factory=list)
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@contextmanager
-def rest_backend(path: Path) -> Iterator[RestBackend]:
-    seen = RestBackend()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            if self.path != "/v2/health/live":
-                seen.paths.append(self.path)
-                seen.headers = dict(self.headers.items())
-                seen.body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(200)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        do_POST = do_GET  # noqa: N815 as http.server calls it
-
-        def address_string(self) -> str:
-            return "unix"
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(socketserver.ThreadingUnixStreamServer):
-        daemon_threads = True
-
-    with Server(str(path), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield seen
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @dataclass(frozen=True)

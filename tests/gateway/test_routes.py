@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from servery_gateway import xds_pool
 from servery_gateway.ads import SERVICE
 from servery_gateway.control_plane import control_plane
 from servery_gateway.snapshot import ROUTES
+from tests.gateway.asking import ask
 from tests.gateway.conftest import Backend, Stack, backend, running_stack, settings_for
+from tests.gateway.rest import RestBackend, rest_backend
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -33,6 +36,8 @@ DIGITS = "tenants/default/models/digits"
 class Pools:
     stack: Stack
     gpu: Backend
+    doors: Mapping[str, RestBackend]
+    """Pool to its HTTP door."""
 
     @property
     def cpu(self) -> Backend:
@@ -59,14 +64,22 @@ class Pools:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pools(module_directory: Path) -> AsyncIterator[Pools]:
     settings = settings_for(
-        module_directory, inference_pools=(f"gpu=unix:{module_directory}/gpu.sock",)
+        module_directory,
+        inference_http=f"unix:{module_directory}/cpu-http.sock",
+        inference_pools=(f"gpu=unix:{module_directory}/gpu.sock",),
+        inference_http_pools=(f"gpu=unix:{module_directory}/gpu-http.sock",),
     )
-    async with (
-        backend("inference", module_directory / "gpu.sock") as gpu,
-        control_plane(settings),
-        running_stack(settings, module_directory) as stack,
+    with (
+        rest_backend(module_directory / "cpu-http.sock") as cpu_door,
+        rest_backend(module_directory / "gpu-http.sock") as gpu_door,
     ):
-        yield Pools(stack, gpu)
+        doors = {"default": cpu_door, "gpu": gpu_door}
+        async with (
+            backend("inference", module_directory / "gpu.sock") as gpu,
+            control_plane(settings),
+            running_stack(settings, module_directory) as stack,
+        ):
+            yield Pools(stack, gpu, doors)
 
 
 async def test_a_model_goes_to_its_pool_and_the_others_stay(pools: Pools) -> None:
@@ -123,6 +136,29 @@ async def test_a_mirror_sees_what_it_does_not_answer(pools: Pools, build: Any) -
     pools.gpu.metadata.clear()
     await pools.stack.call(INFER, token, oip.ModelInferRequest(model_name="digits"))
     await build.until(lambda: asyncio.sleep(0, INFER in pools.gpu.metadata))
+    await pools.set()
+
+
+async def test_routes_hold_for_calls_over_rest_too(pools: Pools, build: Any) -> None:
+    token = await pools.stack.token(infer=["*"])
+    path = "/v2/models/digits/infer"
+
+    async def answered_by() -> list[str]:
+        for door in pools.doors.values():
+            door.paths.clear()
+        code, _, _ = await ask(pools.stack, "POST", path, b"{}", authorization=f"Bearer {token}")
+        assert code == HTTPStatus.OK
+        return [pool for pool, door in pools.doors.items() if door.paths]
+
+    assert await answered_by() == ["default"]
+    await pools.set(gpu=1)
+    assert await answered_by() == ["gpu"]
+    await pools.set(default=1, gpu=1)
+    shares = [await answered_by() for _ in range(60)]
+    assert 10 <= shares.count(["gpu"]) <= 50
+    await pools.set(default=1, mirror="gpu")
+    assert (await answered_by())[0] == "default"
+    await build.until(lambda: asyncio.sleep(0, path in pools.doors["gpu"].paths))
     await pools.set()
 
 

@@ -51,6 +51,7 @@ def test_what_is_required_must_be_given(flag: str, capsys: pytest.CaptureFixture
         pytest.param("--registry", "registry", "registry", id="no port"),
         pytest.param("--inference", "host:70000", "inference", id="no such port"),
         pytest.param("--trainer", f"unix:/{'x' * 100}", "trainer", id="a long path"),
+        pytest.param("--inference-http-pools", "a=h:1", "no pool", id="no such pool"),
         pytest.param("--public-tls-key", "k", "public_tls_certificate", id="half TLS"),
     ],
 )

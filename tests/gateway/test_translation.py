@@ -61,6 +61,7 @@ LOCAL = GatewayState(
         for name in ("gateway", "inference", "registry", "trainer")
     },
     pools={},
+    http_pools={},
     models=(),
     origins=(),
     jwks=(JWK,),
@@ -78,6 +79,7 @@ CLUSTERED = GatewayState(
         "inference-http": (HostAddress("10.0.0.7", 9001),),
     },
     pools={"gpu": (HostAddress("10.0.0.8", 9000), HostAddress("10.0.0.9", 9000))},
+    http_pools={"gpu": (HostAddress("10.0.0.8", 9001), HostAddress("10.0.0.9", 9001))},
     models=(
         ModelRoute(
             model=ModelName("acme", "digits"),

@@ -46,7 +46,7 @@ Global___WeightedPool: _TypeAlias = WeightedPool  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):
-    """Which pools answer the gRPC calls about one model."""
+    """Which pools answer the calls about one model, over gRPC and REST."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
