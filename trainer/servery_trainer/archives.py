@@ -1,6 +1,5 @@
 """NPZ files, opened with suspicion: limits before bytes, and never an object."""
 
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,16 +13,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.members import allowed_bytes, check_directory, unpacks_to_too_much
 
 MAX_ARRAYS: Final = 64
-MAX_DECODED_BYTES: Final = 4 << 30
-MAX_RATIO: Final = 200
-"""Decoded bytes per stored byte, beyond `_RATIO_FREE_BYTES`: real data does not shrink so much."""
 
-_RATIO_FREE_BYTES: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 20
-_END: Final = struct.Struct("<4s4H2LH")
-_LOCATOR_BYTES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,36 +74,17 @@ def open_archive(path: Path) -> Iterator[Archive]:
         DatasetInvalidError: It is no such file, breaks a limit, or holds an array of objects, of
             another number of rows than the first, or of no rows.
     """
-    _check_directory(path)
+    check_directory(path, MAX_ARRAYS, "arrays")
     try:
         file = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         raise _no_archive() from None
     with file:
         members = file.infolist()
-        _check_sizes(members, path.stat().st_size)
+        _check_sizes(members, allowed_bytes(path))
         headers = [_header(file, member) for member in members]
         _check_rows(headers)
         yield Archive(file, {header.name: header for header in headers})
-
-
-def _check_directory(path: Path) -> None:
-    """Look at the end record alone: `ZipFile` would read a directory of any size into memory."""
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - _LOCATOR_BYTES - _END.size, 0))
-        tail = file.read()
-    locator, record = tail[: -_END.size], tail[-_END.size :]
-    if len(record) < _END.size:
-        raise _no_archive()
-    signature, _, _, _, count, directory_bytes, _, comment_bytes = _END.unpack(record)
-    if signature != b"PK\x05\x06" or comment_bytes:
-        raise _no_archive()
-    zip64 = locator.startswith(b"PK\x06\x07")
-    if zip64 or count > MAX_ARRAYS or directory_bytes > _CHUNK_BYTES:
-        raise DatasetInvalidError(
-            Problem.TOO_LARGE,
-            f"the archive holds more than {MAX_ARRAYS} arrays or {MAX_DECODED_BYTES >> 30} GiB",
-        )
 
 
 def _no_archive() -> DatasetInvalidError:
@@ -118,16 +93,11 @@ def _no_archive() -> DatasetInvalidError:
     )
 
 
-def _check_sizes(members: Sequence[zipfile.ZipInfo], stored_bytes: int) -> None:
+def _check_sizes(members: Sequence[zipfile.ZipInfo], allowed: int) -> None:
     if not members:
         raise DatasetInvalidError(Problem.EMPTY, "the archive holds no array")
-    decoded = sum(member.file_size for member in members)
-    allowed = min(MAX_DECODED_BYTES, max(_RATIO_FREE_BYTES, MAX_RATIO * stored_bytes))
-    if decoded > allowed:
-        raise DatasetInvalidError(
-            Problem.TOO_LARGE,
-            f"the arrays take {decoded} bytes when unpacked; for this file the limit is {allowed}",
-        )
+    if sum(member.file_size for member in members) > allowed:
+        raise unpacks_to_too_much(allowed)
 
 
 def _header(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayHeader:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
-from servery_trainer import archives, columns, sources, tables
+from servery_trainer import arrays, columns, sources, tables
+from servery_trainer.archives import ArrayHeader
 from servery_trainer.data_errors import DatasetInvalidError, Problem
 
 _MOST_DISTINCT: Final = 10_000
@@ -44,7 +45,7 @@ def inspect(path: Path, format: dataset_pb2.DatasetFormat.ValueType) -> DatasetI
     """
     readers: dict[int, Callable[[Path], DatasetInfo]] = {
         **{table: partial(_inspect_table, format=table) for table in sources.FORMATS},
-        dataset_pb2.DATASET_FORMAT_NPZ: _inspect_npz,
+        **{kind: partial(_inspect_arrays, format=kind) for kind in arrays.FORMATS},
     }
     return readers[format](path)
 
@@ -69,8 +70,8 @@ def _inspect_table(path: Path, format: int) -> DatasetInfo:  # noqa: A002
     return DatasetInfo(row_count=rows, columns=tuple(listed))
 
 
-def _inspect_npz(path: Path) -> DatasetInfo:
-    with archives.open_archive(path) as archive:
+def _inspect_arrays(path: Path, format: dataset_pb2.DatasetFormat.ValueType) -> DatasetInfo:  # noqa: A002
+    with arrays.open_arrays(path, format=format) as archive:
         found = tuple(
             _array_column(header, archive.chunks(name)) for name, header in archive.headers.items()
         )
@@ -78,9 +79,7 @@ def _inspect_npz(path: Path) -> DatasetInfo:
     return DatasetInfo(row_count=row_count, columns=found)
 
 
-def _array_column(
-    header: archives.ArrayHeader, chunks: Iterable[NDArray[Any]]
-) -> dataset_pb2.Column:
+def _array_column(header: ArrayHeader, chunks: Iterable[NDArray[Any]]) -> dataset_pb2.Column:
     values, numeric = _Values(), header.dtype.kind in "iuf"
     for chunk in chunks:
         if numeric:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from servery_trainer.archives import MAX_DECODED_BYTES
 from servery_trainer.data_errors import DatasetInvalidError, Problem
+from servery_trainer.members import MAX_DECODED_BYTES
 from servery_trainer.tables import MAX_COLUMNS, MAX_ROW_BYTES, Block, check_names, clean
 
 _BLOCK_ROWS: Final = 4096

@@ -6,13 +6,15 @@ from types import ModuleType
 from typing import Any, Final
 
 from servery.trainer.v1 import dataset_pb2 as pb
-from servery_trainer import json_lines, parquet, tables
+from servery_trainer import json_lines, parquet, tables, text_folders
+from servery_trainer.members import is_archive
 from servery_trainer.tables import Block
 
 _READERS: Final[dict[pb.DatasetFormat.ValueType, ModuleType]] = {
     pb.DATASET_FORMAT_CSV: tables,
     pb.DATASET_FORMAT_JSON_LINES: json_lines,
     pb.DATASET_FORMAT_PARQUET: parquet,
+    pb.DATASET_FORMAT_TEXTS: text_folders,
 }
 FORMATS: Final = frozenset(_READERS)
 """Those of tables."""
@@ -24,6 +26,8 @@ def sniff(path: Path) -> pb.DatasetFormat.ValueType:
         start = file.read(4096)
     if start.startswith(b"PAR1"):
         return pb.DATASET_FORMAT_PARQUET
+    if is_archive(start):
+        return pb.DATASET_FORMAT_TEXTS
     if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         return pb.DATASET_FORMAT_JSON_LINES
     return pb.DATASET_FORMAT_CSV

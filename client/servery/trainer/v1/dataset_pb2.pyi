@@ -58,8 +58,6 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """A ZIP or TAR archive (TAR: also compressed by gzip) of UTF-8 text files in one folder per class,
     like IMAGES. They become the columns `text` and `label`.
     """
-    DATASET_FORMAT_TEXT_LINES: _DatasetFormat.ValueType  # 8
-    """UTF-8 text: each line that is not blank is a row of the one column `text`."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """How the bytes of a dataset are to be read."""
@@ -96,8 +94,6 @@ DATASET_FORMAT_TEXTS: DatasetFormat.ValueType  # 7
 """A ZIP or TAR archive (TAR: also compressed by gzip) of UTF-8 text files in one folder per class,
 like IMAGES. They become the columns `text` and `label`.
 """
-DATASET_FORMAT_TEXT_LINES: DatasetFormat.ValueType  # 8
-"""UTF-8 text: each line that is not blank is a row of the one column `text`."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 class _ColumnType:
