@@ -30,6 +30,7 @@ def test_flags_win_over_the_environment() -> None:
 def test_lists_and_switches() -> None:
     settings = read("--data-dir", "d", "--models", "a", "b", SERVERY_X_LOUD="true")
     assert settings.models == ("a", "b")
+    assert read("--data-dir", "d", "--models", "a", "--models", "b").models == ("a", "b")
     assert settings.loud is True
     assert read("--data-dir", "d", SERVERY_X_MODELS="a,b").models == ("a", "b")
 

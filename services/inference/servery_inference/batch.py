@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from servery_inference.queueing import Work
+from servery_inference.rate_limit import Instance
 from servery_inference.request import Array
 
 
@@ -27,6 +28,9 @@ class Batch:
     options: ort.RunOptions = field(default_factory=ort.RunOptions)
     live: int = 0
     """Works whose caller still waits."""
+
+    instance: Instance | None = None
+    """What it runs on where a rate limiter decides."""
 
 
 def kind_of(feed: Mapping[str, Array]) -> Hashable:

@@ -40,9 +40,9 @@ def choose(
     rows, size = works[0].rows, works[0].size
     deadline = works[0].deadline
     preferred = 1 if rows in policy.preferred else 0
-    is_closed = not joins or rows >= policy.max_rows
+    is_closed = not joins or works[0].is_alone or rows >= policy.max_rows
     while not is_closed and (work := next(left, None)) is not None:
-        if work.kind != works[0].kind:
+        if work.kind != works[0].kind or work.is_alone:
             is_closed = policy.is_ordered
             continue
         due = _sooner(deadline, work.deadline)

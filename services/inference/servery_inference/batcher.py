@@ -23,6 +23,7 @@ from servery_inference.queueing import (
     Work,
     WorkQueue,
 )
+from servery_inference.rate_limit import Turns
 from servery_inference.request import NO_TERMS, Array, InferenceRequestInvalidError, Terms, Timing
 from servery_inference.runner import Result
 from servery_inference.statistics import ModelStatistics
@@ -52,6 +53,7 @@ class Batcher:
         statistics: Gets every run.
         room: Bounds what waits in the process.
         slots: Most runs on other threads at a time.
+        turns: Says when a run may begin; None for whenever there is one to begin.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Batcher:
         statistics: ModelStatistics,
         room: Room,
         slots: int,
+        turns: Turns | None = None,
     ) -> None:
         self._model = model
         self._outputs = outputs
@@ -71,6 +74,7 @@ class Batcher:
         self._policy = policy
         self._statistics = statistics
         self._slots = slots
+        self._turns = turns
         self._queue = WorkQueue(policy.levels, room)
         self._joins = policy.max_rows > 1
         self._running: set[asyncio.Task[None]] = set()
@@ -116,9 +120,9 @@ class Batcher:
             raise
 
     def _may_run_now(self, size: int, deadline: float | None) -> bool:
-        if not self._costs.is_short(size) or (
-            deadline is not None and time.monotonic() >= deadline
-        ):
+        if self._turns is not None or not self._costs.is_short(size):
+            return False
+        if deadline is not None and time.monotonic() >= deadline:
             return False
         if not self._joins:
             return True
@@ -155,10 +159,13 @@ class Batcher:
             raise DeadlineUnreachableError(self._model)
         if wait_s is not None and ahead_s > wait_s and not self._policy_delays(work):
             raise QueueTimeoutError(self._model)
-        work.since = now
         if self._joins:
             work.kind = kind_of(work.feed)
         self._answers.join(work)
+        self._enqueue(work, wait_s)
+
+    def _enqueue(self, work: Work, wait_s: float | None) -> None:
+        work.since = now = time.monotonic()
         loop = asyncio.get_running_loop()
         if work.deadline is not None and (wait_s is None or now + wait_s > work.deadline):
             work.timer = loop.call_later(work.deadline - now, self._pass_deadline, work)
@@ -208,6 +215,8 @@ class Batcher:
         if not self._queue.remove(work):
             return False
         self._statistics.pending -= 1
+        if self._turns is not None and not self._queue:
+            self._turns.withdraw()
         return True
 
     def _poke(self) -> None:
@@ -229,14 +238,20 @@ class Batcher:
                 return
             if chosen.wait_s > 0:
                 self._timer = asyncio.get_running_loop().call_later(chosen.wait_s, self._form)
+                if self._turns is not None:
+                    self._turns.withdraw()
                 return
+            batch = self._batch(chosen.works)
+            if self._turns is not None:
+                batch.instance = self._turns.take(self._poke)
+                if batch.instance is None:
+                    return
             for work in chosen.works:
                 self._dequeue(work)
-            batch = self._batch(chosen.works)
             if not is_short or not self._run_here(batch):
                 self._start(batch)
             else:
-                self._poke()  # Others get the event loop in between.
+                self._end(batch)  # Others get the event loop in between.
                 return
 
     def _batch(self, works: Sequence[Work]) -> Batch:
@@ -263,11 +278,13 @@ class Batcher:
         batch.live = sum(not work.future.done() for work in batch.works)
         task = asyncio.get_running_loop().create_task(self._run_elsewhere(batch))
         self._running.add(task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: self._end(batch))
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def _end(self, batch: Batch) -> None:
         self._poke()
+        if self._turns is not None and batch.instance is not None:
+            self._turns.end(batch.instance)
 
     async def _run_elsewhere(self, batch: Batch) -> None:
         feeds = [work.feed for work in batch.works]
@@ -312,7 +329,8 @@ class Batcher:
             return
         for work in batch.works:
             if not work.future.done():
-                self._start(self._batch([work]))
+                work.is_alone, work.batch = True, None
+                self._enqueue(work, wait_s=None)
 
 
 def _timing(run: Run, arrival_ns: int, output_ns: int, share: float = 1.0) -> Timing:

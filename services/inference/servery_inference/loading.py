@@ -31,6 +31,7 @@ from servery_inference.golden import Golden
 from servery_inference.model_config import GRAPH, GivenConfig, offered, resolve
 from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
 from servery_inference.queueing import Room
+from servery_inference.rate_limit import RateLimiter, Turns, demands
 from servery_inference.response_cache import CachedRunner, ResponseCache
 from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
@@ -94,6 +95,7 @@ class Loader:
         cache: Keeps answers.
         threads: What brings models up, and what runs them.
         sandbox: Where graphs are opened first that nobody vouches for; None to trust them.
+        limiter: Decides when runs of models with limits begin; None to begin them at once.
         tracing: Makes spans of requests and runs; None to make none.
     """
 
@@ -105,16 +107,18 @@ class Loader:
         cache: ResponseCache,
         threads: "_Threads",
         sandbox: Sandbox | None = None,
+        limiter: RateLimiter | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._settings = settings
         self._tracing = tracing
+        self._limiter = limiter
         self._sandbox = sandbox
         self._ledger = ledger
         self._room = room
         self._cache = cache
         self._threads = threads
-        self._held: dict[Servable, int] = {}
+        self._held: dict[Servable, _Held] = {}
 
     @classmethod
     @contextmanager
@@ -125,13 +129,14 @@ class Loader:
         max_waiting_requests: int = MAX_WAITING_REQUESTS,
         response_cache_bytes: int = 0,
         sandbox: Sandbox | None = None,
+        limiter: RateLimiter | None = None,
         tracing: "Tracing | None" = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
         with _threads(usable_cores()) as threads:
             ledger = MemoryLedger(memory_limit_bytes)
             room, cache = Room(max_waiting_requests), ResponseCache(response_cache_bytes)
-            yield cls(settings, ledger, room, cache, threads, sandbox, tracing)
+            yield cls(settings, ledger, room, cache, threads, sandbox, limiter, tracing)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
@@ -162,17 +167,21 @@ class Loader:
         self._ledger.reserve(needed_bytes)
         try:
             prepared = await self._prepared(model, bundle, options)
-            servable = self._servable(model, version, prepared, options)
+            turns = self._limiter.join(demands(prepared.config)) if self._limiter else None
         except BaseException:
             self._ledger.release(needed_bytes)
             raise
-        self._held[servable] = needed_bytes
+        servable = self._servable(model, version, prepared, options, turns)
+        self._held[servable] = _Held(needed_bytes, turns)
         return servable
 
     def release(self, servable: Servable) -> None:
-        """Take back the memory of a servable that answers nobody any more."""
-        self._ledger.release(self._held.pop(servable, 0))
+        """Take back what a servable held that answers nobody any more."""
         self._cache.drop(servable.statistics)
+        if held := self._held.pop(servable, None):
+            self._ledger.release(held.num_bytes)
+            if held.turns is not None:
+                held.turns.close()
 
     async def _prepared(self, model: str, bundle: Bundle, options: ModelOptions) -> Prepared:
         # ONNX Runtime's own threads inherit the priority of the one that makes the session, and
@@ -183,7 +192,12 @@ class Loader:
         return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     def _servable(
-        self, model: str, version: int, prepared: Prepared, options: ModelOptions
+        self,
+        model: str,
+        version: int,
+        prepared: Prepared,
+        options: ModelOptions,
+        turns: Turns | None,
     ) -> Servable:
         threads, warmth = self._threads, prepared.warmth
         executor = BudgetedExecutor(threads.runs, threads.budget, options.num_threads)
@@ -200,8 +214,9 @@ class Loader:
             sequences = SequencePlan.of(config, prepared.engine.signature)
 
         def make_runner(statistics: ModelStatistics) -> Runner:
+            slots = options.instances if turns is None else len(turns.demands)
             batcher = Batcher(
-                model, outputs, execution, policy, statistics, self._room, options.instances
+                model, outputs, execution, policy, statistics, self._room, slots, turns
             )
             runner: Runner = trace.runner(batcher) if trace else batcher
             if sequences is not None:
@@ -223,6 +238,14 @@ class Loader:
         if config.response_cache.enable and self._cache.max_bytes:
             return CachedRunner(self._cache, runner, statistics)
         return runner
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a loaded version takes of what all share."""
+
+    num_bytes: int
+    turns: Turns | None
 
 
 @dataclass(frozen=True, slots=True)

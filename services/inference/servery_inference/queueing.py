@@ -107,6 +107,9 @@ class Work:
     kind: Hashable = None
     """Only works of one kind may share a batch."""
 
+    is_alone: bool = False
+    """Whether it shares no batch at all."""
+
     since: float = 0.0
     """When it joined the queue, by `time.monotonic`."""
 

@@ -76,6 +76,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 settings.max_waiting_requests,
                 settings.response_cache_bytes,
                 sandbox,
+                settings.limiter,
                 tracing,
             )
         )

@@ -8,6 +8,7 @@ from typing import Final, cast
 from servery_inference.cores import usable_cores
 from servery_inference.directory import CONTROL_MODES, ControlMode
 from servery_inference.options import PROVIDERS, EngineSettings
+from servery_inference.rate_limit import MODES, OFF, Provision, RateLimiter
 from servery_inference.sandbox import AdmissionLimits
 from servery_inference.transport import TRANSPORTS
 from servery_rpc.settings import ServerSettings, is_private, option
@@ -80,6 +81,16 @@ class InferenceSettings(ServerSettings):
     max_waiting_requests: int = option(
         "requests that may wait for their turn, over all models; more are refused at once", 1000
     )
+    rate_limit: str = option(
+        "off, or execution_count: runs of models whose instances have a rate_limiter wait for its"
+        " resources, by its priority",
+        OFF,
+    )
+    rate_limit_resource: tuple[str, ...] = option(
+        "name:count or name:count:device, for each resource there is; unset: of each as much as"
+        " the instance needs that needs most",
+        (),
+    )
     response_cache_bytes: int = option(
         "bytes of memory for answers of models whose configuration has response_cache; 0: none", 0
     )
@@ -121,6 +132,12 @@ class InferenceSettings(ServerSettings):
             raise ValueError(
                 f"max_waiting_requests must be at least 1, not {self.max_waiting_requests}"
             )
+        if self.rate_limit not in MODES:
+            raise ValueError(f"rate_limit must be off or execution_count, not {self.rate_limit!r}")
+        if self.rate_limit_resource and self.rate_limit == OFF:
+            raise ValueError("rate_limit_resource needs rate_limit execution_count")
+        for text in self.rate_limit_resource:
+            Provision.parse(text)
         if self.response_cache_bytes < 0:
             raise ValueError(
                 f"response_cache_bytes must be at least 0, not {self.response_cache_bytes}"
@@ -174,6 +191,13 @@ class InferenceSettings(ServerSettings):
         return AdmissionLimits(
             memory_bytes=self.admission_memory_bytes, wall_s=self.admission_wall_s
         )
+
+    @property
+    def limiter(self) -> RateLimiter | None:
+        """What decides when runs begin; None for as soon as they can."""
+        if self.rate_limit == OFF:
+            return None
+        return RateLimiter([Provision.parse(text) for text in self.rate_limit_resource])
 
     @property
     def object_store(self) -> str | None:

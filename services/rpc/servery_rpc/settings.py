@@ -140,13 +140,15 @@ def load(cls: type[S], prefix: str, argv: Sequence[str] | None, env: Mapping[str
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     for field in fields:
         required = field.default is dataclasses.MISSING
+        several = _is_tuple(hints[field.name])
         variable = f"{prefix}_{field.name.upper()}"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             help=field.metadata["help"] + (" (required)" if required else ""),
-            default=argparse.SUPPRESS if required else field.default,
+            default=argparse.SUPPRESS if required or several else field.default,
             metavar=_kind(hints[field.name]).__name__.upper(),
-            nargs="+" if _is_tuple(hints[field.name]) else None,
+            action="extend" if several else "store",
+            nargs="+" if several else None,
             required=required and variable not in env,
         )
     given = vars(parser.parse_args(argv))
