@@ -80,6 +80,10 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clie
         graphs.store(root, f"identity_{datatype.lower()}", graphs.identity(datatype))
     graphs.store(root, "simple", graphs.add_and_subtract())
     graphs.store(root, "dense", graphs.dense())
+    graphs.store(root, "text", graphs.identity("BYTES", ("batch", 1)))
+    graphs.store(root, "free", graphs.identity("FP32", ("batch", 2, "width")))
+    graphs.store(root, "freer", graphs.identity("FP32", ("batch", "height", "width")))
+    graphs.store(root, "fixed", graphs.identity("FP32", (2, 3)))
     settings = InferenceSettings(
         model_repository=root,
         drain_s=0,
@@ -421,3 +425,62 @@ async def exchange(client: Client, data: bytes) -> bytes:
 async def test_timing_on_request(client: Client) -> None:
     answer = await client("POST", INFER, SIMPLE, {"servery-timing": "1"})
     assert answer.headers["servery-timing"].startswith("queue;us=")
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "shape"),
+    [
+        pytest.param("identity_fp32", np.arange(2, dtype="<f4"), [1, 2], id="one row"),
+        pytest.param("free", np.arange(10, dtype="<f4"), [1, 2, 5], id="a free axis"),
+        pytest.param("free", np.zeros(0, "<f4"), [1, 2, 0], id="nothing along a free axis"),
+        pytest.param("fixed", np.arange(6, dtype="<f4"), [2, 3], id="no rows"),
+    ],
+)
+async def test_a_body_may_be_nothing_but_the_input(
+    client: Client, model: str, values: Any, shape: list[int]
+) -> None:
+    path = f"/v2/models/{model}/infer"
+    answer = await client("POST", path, values.tobytes(), {LENGTH: "0"})
+    length = int(answer.headers[LENGTH.lower()])
+    (output,) = json.loads(answer.body[:length])["outputs"]
+    assert (output["shape"], output["datatype"]) == (shape, "FP32")
+    assert answer.body[length:] == values.tobytes()
+
+
+async def test_a_body_may_be_nothing_but_a_text(client: Client) -> None:
+    answer = await client("POST", "/v2/models/text/infer", "für".encode(), {LENGTH: "0"})
+    length = int(answer.headers[LENGTH.lower()])
+    assert json.loads(answer.body[:length])["outputs"][0]["shape"] == [1, 1]
+    assert answer.body[length:] == b"\x04\0\0\0" + "für".encode()
+
+
+@pytest.mark.parametrize(
+    ("model", "num_bytes", "status"),
+    [
+        pytest.param("simple", 4, 400, id="two inputs"),
+        pytest.param("freer", 4, 400, id="two free axes"),
+        pytest.param("identity_bytes", 4, 400, id="two texts"),
+        pytest.param("identity_fp32", 7, 400, id="too few bytes"),
+        pytest.param("identity_fp32", 16, 400, id="two rows"),
+        pytest.param("free", 9, 400, id="part of an element"),
+        pytest.param("nope", 4, 404, id="no model"),
+    ],
+)
+async def test_a_body_that_does_not_say_what_it_is_is_refused(
+    client: Client, model: str, num_bytes: int, status: int
+) -> None:
+    answer = await client("POST", f"/v2/models/{model}/infer", bytes(num_bytes), {LENGTH: "0"})
+    assert answer.status == status
+    assert answer.error()
+
+
+async def test_a_model_that_the_caller_may_not_use_is_not_told_apart(client: Client) -> None:
+    headers = {LENGTH: "0", **dict(claims("default", infer=["other"]))}
+    for model in ("simple", "nope"):
+        answer = await client("POST", f"/v2/models/{model}/infer", b"", headers)
+        assert answer.status == 403
+
+
+async def test_trace_settings_of_a_version_are_those_of_its_model(client: Client) -> None:
+    of_model = await client.get("/v2/models/simple/trace/setting")
+    assert await client.get("/v2/models/simple/versions/1/trace/setting") == of_model

@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from servery_inference.serving import serving_inference
+from servery_inference.settings import InferenceSettings
 from servery_inference.trace_settings import TraceSettings
 from tests.inference import graphs
 from tests.inference.calling import failure, infer_request, stub
 from tests.inference.conftest import serve_directory
 from tests.inference.test_diagnosis import trace_settings
+from tests.inference.test_http import LENGTH, Client
 from tests.inference.test_model_config import write_config
 from tests.rpc.collector import Collector, attributes, collecting
 
 RPC = "inference.GRPCInferenceService/ModelInfer"
 X = np.ones((1, 2), "<f4")
+RAW = {LENGTH: "0"}
 STAGES = {"servery.queue_us", "servery.compute_input_us", "servery.compute_infer_us"}
 
 
@@ -143,3 +147,24 @@ def test_settings_count_requests_by_model() -> None:
     settings.update("m", {"trace_count": ["-1"]})
     assert sum(settings.take("m") for _ in range(12)) == 4
     assert not TraceSettings().take("m")
+
+
+async def test_requests_over_http_are_traced_too(tmp_path: Path) -> None:
+    graphs.store(tmp_path, "m", graphs.plus(1))
+    async with collecting() as (collector, endpoint):
+        settings = InferenceSettings(
+            model_repository=tmp_path, drain_s=0, http_port=0, otlp_endpoint=endpoint
+        )
+        async with serving_inference(settings) as server:
+            await asyncio.wait_for(server.ready.wait(), 20)
+            client = Client(str(server.http_address))
+            await client("POST", "/v2/models/m/infer", X.tobytes(), dict(traced(1), **RAW))
+            await client("POST", "/v2/models/nope/infer", X.tobytes(), RAW)
+            await client("GET", "/v2/health/ready")
+    told, missing = collector.named("POST /v2/models/{model}/infer")
+    assert trace_of(told) == 1
+    assert attributes(told)["http.response.status_code"] == 200
+    assert attributes(missing)["http.response.status_code"] == 404
+    [inside] = collector.named("infer")
+    assert inside.parent_span_id == told.span_id
+    assert len(collector.spans) == 4

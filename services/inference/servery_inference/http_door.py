@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2
@@ -19,13 +19,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from servery.errors.v1.error_reason_pb2 import ErrorReason
-from servery_inference.access import TIMING_HEADER, asks, authorize_infer, timing_text
+from servery_inference.access import (
+    TIMING_HEADER,
+    asks,
+    authorize,
+    authorize_infer,
+    timing_text,
+)
 from servery_inference.endpoint import InferEndpoint
 from servery_inference.http_codec import HttpRequest, decode, encode
 from servery_inference.http_compression import accepted, compress, decompress
 from servery_inference.http_routes import ROUTES, Asked, Call
 from servery_inference.in_flight import InFlight
 from servery_inference.metering import USAGE_HEADER, Tally, is_metered
+from servery_inference.raw_request import raw_request
+from servery_inference.repository import Repository
 from servery_inference.rpcs import Handlers
 from servery_rpc.errors import (
     CODES,
@@ -36,6 +44,9 @@ from servery_rpc.errors import (
 )
 from servery_rpc.identity import CLAIMS_HEADER
 from servery_rpc.interceptor import REQUEST_ID_HEADER, request_id
+
+if TYPE_CHECKING:
+    from servery_rpc.telemetry import Telemetry
 
 LENGTH_HEADER: Final = "inference-header-content-length"
 MAX_BODY_BYTES: Final = (1 << 31) - 1
@@ -64,6 +75,8 @@ _STATUSES: Final[Mapping[int, int]] = {
     code_pb2.DEADLINE_EXCEEDED: 504,
 }
 
+_Handle = Callable[[Request], Awaitable[Response]]
+
 log = logging.getLogger(__name__)
 
 
@@ -74,15 +87,13 @@ class HttpContext:
         self._metadata = [
             (key.decode("latin-1"), value.decode("latin-1")) for key, value in request.headers.raw
         ]
-        self.trailing: Sequence[tuple[str, str]] = ()
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
         """Return the headers."""
         return self._metadata
 
     def set_trailing_metadata(self, trailing_metadata: Any, /) -> None:
-        """Set headers of the answer."""
-        self.trailing = trailing_metadata
+        """Do nothing: what callers ask for behind an answer, `infer` puts into its headers."""
 
     def time_remaining(self) -> float | None:
         """Return None: HTTP has no deadlines."""
@@ -90,55 +101,87 @@ class HttpContext:
 
 
 def http_app(
-    handlers: Handlers, endpoint: InferEndpoint, in_flight: InFlight, max_body_bytes: int
+    handlers: Handlers,
+    endpoint: InferEndpoint,
+    repository: Repository,
+    in_flight: InFlight,
+    max_body_bytes: int,
+    telemetry: "Telemetry | None" = None,
 ) -> Starlette:
     """Make the application.
 
     Args:
         handlers: The methods of the contract.
         endpoint: Answers inference requests.
+        repository: The models, for requests that leave to them what is in their bytes.
         in_flight: Counts what is being answered.
         max_body_bytes: Largest body; -1 for what the protocol allows.
+        telemetry: Traces the requests; None to trace none.
     """
     limit = max_body_bytes if max_body_bytes >= 0 else MAX_BODY_BYTES
-    door = _Door(handlers, endpoint, in_flight, limit)
-    routes = [
-        Route(route.path, door.guarded(partial(door.call, route)), methods=[route.method])
-        for route in ROUTES
+    door = _Door(handlers, endpoint, repository, in_flight, limit)
+    ways: list[tuple[str, str, _Handle]] = [
+        (route.method, route.path, partial(door.call, route)) for route in ROUTES
     ]
-    routes += [Route(path, door.guarded(door.infer), methods=["POST"]) for path in _INFER_PATHS]
+    ways += [("POST", path, door.infer) for path in _INFER_PATHS]
+    routes = [
+        Route(path, _traced(telemetry, method, path, _guarded(handle)), methods=[method])
+        for method, path, handle in ways
+    ]
     return Starlette(routes=routes, exception_handlers={404: _no_such_route, 405: _no_such_route})
+
+
+def _guarded(handle: _Handle) -> _Handle:
+    """Return `handle` with an answer for whatever goes wrong inside."""
+
+    async def answer(request: Request) -> Response:
+        given = request.headers.get(REQUEST_ID_HEADER, "")[:100]
+        request_id.set(given or f"{random.getrandbits(64):016x}")
+        try:
+            _refuse_strange_pages(request)
+            return await handle(request)
+        except ServeryError as error:
+            log.info("%s: %s", request.url.path, error)
+            return _refusal(error)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception:
+            log.exception("unhandled error in %s", request.url.path)
+            text = f"internal error; the operator finds it in the log by {request_id.get()}"
+            return _error(500, text)
+
+    return answer
+
+
+def _traced(telemetry: "Telemetry | None", method: str, path: str, handle: _Handle) -> _Handle:
+    """Return `handle` with a span around it, unless machines call it again and again."""
+    if telemetry is None or path.startswith("/v2/health"):
+        return handle
+
+    async def answer(request: Request) -> Response:
+        attributes = {"http.request.method": method, "http.route": path}
+        with telemetry.span(f"{method} {path}", request.headers.items(), attributes) as span:
+            response = await handle(request)
+            span.set_attribute("http.response.status_code", response.status_code)
+            return response
+
+    return answer
 
 
 class _Door:
     def __init__(
-        self, handlers: Handlers, endpoint: InferEndpoint, in_flight: InFlight, max_body_bytes: int
+        self,
+        handlers: Handlers,
+        endpoint: InferEndpoint,
+        repository: Repository,
+        in_flight: InFlight,
+        max_body_bytes: int,
     ) -> None:
         self._handlers = handlers
         self._endpoint = endpoint
+        self._repository = repository
         self._in_flight = in_flight
         self._max_body_bytes = max_body_bytes
-
-    def guarded(
-        self, handle: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            given = request.headers.get(REQUEST_ID_HEADER, "")[:100]
-            request_id.set(given or f"{random.getrandbits(64):016x}")
-            try:
-                _refuse_strange_pages(request)
-                return await handle(request)
-            except ServeryError as error:
-                log.info("%s: %s", request.url.path, error)
-                return _refusal(error)
-            except ClientDisconnect:
-                return Response(status_code=400)
-            except Exception:
-                log.exception("unhandled error in %s", request.url.path)
-                text = f"internal error; the operator finds it in the log by {request_id.get()}"
-                return _error(500, text)
-
-        return answer
 
     async def call(self, route: Call, request: Request) -> Response:
         """Answer by a method of the contract."""
@@ -155,10 +198,7 @@ class _Door:
     async def infer(self, request: Request) -> Response:
         """Answer an inference request."""
         context = HttpContext(request)
-        body = await self._body(request)
-        model, version = request.path_params["model"], request.path_params.get("version", "")
-        length = _json_length(request)
-        asked = await _where_fits(len(body), decode, model, version, body, length)
+        asked = await self._asked(request, context)
         admitted = await self._endpoint.admit(asked.request, partial(authorize_infer, context))
         asked = HttpRequest(admitted, asked.binary, asked.binary_default)
         with self._in_flight.place(context):
@@ -181,6 +221,17 @@ class _Door:
             headers |= {"content-encoding": encoding, "vary": "accept-encoding"}
             content = await _where_fits(len(content), compress, content, encoding)
         return Response(content, headers=headers, media_type=media_type)
+
+    async def _asked(self, request: Request, context: HttpContext) -> HttpRequest:
+        body, length = await self._body(request), _json_length(request)
+        model, version = request.path_params["model"], request.path_params.get("version", "")
+        if length == 0:
+            authorize(context, ("infer",), model)
+            return raw_request(
+                model, version, body, self._repository.find(model, version).signature
+            )
+        asked: HttpRequest = await _where_fits(len(body), decode, model, version, body, length)
+        return asked
 
     async def _body(self, request: Request) -> bytes:
         limit = self._max_body_bytes

@@ -88,7 +88,8 @@ def _routes() -> list[Call]:
         routes.append(Call("POST", where, f"{prefix}Register", register, _nothing))
     for method in ("GET", "POST"):
         routes.append(Call(method, "/v2/logging", "LogSettings", _log_settings, _log_values))
-        for path in ("/v2/trace/setting", "/v2/models/{model}/trace/setting"):
+        for path in ("/v2", "/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            path = f"{path}/trace/setting"
             routes.append(Call(method, path, "TraceSetting", _trace_settings, _trace_values))
     return routes
 

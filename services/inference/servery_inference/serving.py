@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
 
@@ -31,6 +32,9 @@ from servery_inference.shared_memory_servicer import SharedMemoryServicer
 from servery_inference.trace_settings import TraceSettings
 from servery_inference.transport import TRANSPORTS
 from servery_rpc.server import RunningServer, Service, exporting, serving
+
+if TYPE_CHECKING:
+    from servery_rpc.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +109,9 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 telemetry=telemetry,
             )
         )
-        http_address = await _http_door(settings, handlers, endpoint, in_flight, stack)
+        http_address = await _http_door(
+            settings, handlers, endpoint, repository, in_flight, telemetry, stack
+        )
         announcing = asyncio.create_task(_announce(server, repository, informed, ready))
         try:
             yield RunningInference(server.address, ready, http_address)
@@ -156,7 +162,9 @@ async def _http_door(
     settings: InferenceSettings,
     handlers: Handlers,
     endpoint: InferEndpoint,
+    repository: Repository,
     in_flight: InFlight,
+    telemetry: "Telemetry | None",
     stack: AsyncExitStack,
 ) -> str | None:
     """Serve HTTP too, if that is wanted; return where."""
@@ -166,7 +174,8 @@ async def _http_door(
     from servery_inference.http_door import http_app
     from servery_inference.http_server import serving_http
 
-    app = http_app(handlers, endpoint, in_flight, settings.max_message_bytes)
+    limit = settings.max_message_bytes
+    app = http_app(handlers, endpoint, repository, in_flight, limit, telemetry)
     address = await stack.enter_async_context(
         serving_http(app, settings.http_address, settings.drain_s)
     )
