@@ -500,6 +500,10 @@ class TrainingSpec(_message.Message):
     TABULAR_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     TEXT_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    TABULAR_REGRESSION_FIELD_NUMBER: _builtins.int
+    TABULAR_MULTI_LABEL_FIELD_NUMBER: _builtins.int
+    TEXT_MULTI_LABEL_FIELD_NUMBER: _builtins.int
+    TEXT_REGRESSION_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
@@ -522,6 +526,22 @@ class TrainingSpec(_message.Message):
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
         """Texts with a class each, from a dataset in CSV, Parquet or JSON Lines."""
+
+    @_builtins.property
+    def tabular_regression(self) -> Global___TabularRegression:
+        """Rows of a table with a number each, from a dataset in CSV, Parquet or JSON Lines."""
+
+    @_builtins.property
+    def tabular_multi_label(self) -> Global___TabularMultiLabel:
+        """Rows of a table with any number of labels each, from a dataset as above."""
+
+    @_builtins.property
+    def text_multi_label(self) -> Global___TextMultiLabel:
+        """Texts with any number of labels each, from a dataset as above."""
+
+    @_builtins.property
+    def text_regression(self) -> Global___TextRegression:
+        """Texts with a number each, from a dataset as above."""
 
     @_builtins.property
     def dense(self) -> Global___DenseFamily:
@@ -566,6 +586,10 @@ class TrainingSpec(_message.Message):
         tabular_classification: Global___TabularClassification | None = ...,
         image_classification: Global___ImageClassification | None = ...,
         text_classification: Global___TextClassification | None = ...,
+        tabular_regression: Global___TabularRegression | None = ...,
+        tabular_multi_label: Global___TabularMultiLabel | None = ...,
+        text_multi_label: Global___TextMultiLabel | None = ...,
+        text_regression: Global___TextRegression | None = ...,
         dense: Global___DenseFamily | None = ...,
         convolutional: Global___ConvolutionalFamily | None = ...,
         embedding: Global___EmbeddingFamily | None = ...,
@@ -576,13 +600,13 @@ class TrainingSpec(_message.Message):
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "text_classification", b"text_classification", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "task", b"task", "text_classification", b"text_classification", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
@@ -649,6 +673,7 @@ class TabularClassification(_message.Message):
     COLUMN_TYPES_FIELD_NUMBER: _builtins.int
     FILL_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Required. The column that holds the class. Its distinct values, as text, become the labels."""
     missing: Global___MissingPolicy.ValueType
@@ -677,6 +702,12 @@ class TabularClassification(_message.Message):
         that is not, also in the served model. How many values that changed is in the lineage.
         """
 
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Columns to report the figures by: of the test rows with each of the 20 most frequent values.
+        They are learned from only if they are features too.
+        """
+
     def __init__(
         self,
         *,
@@ -687,14 +718,340 @@ class TabularClassification(_message.Message):
         column_types: _abc.Mapping[_builtins.str, _dataset_pb2.ColumnType.ValueType] | None = ...,
         fill: Global___Fill | None = ...,
         clip: _abc.Mapping[_builtins.str, Global___Clip] | None = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "slice_columns", b"slice_columns", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TabularClassification: _TypeAlias = TabularClassification  # noqa: Y015
+
+@_typing.final
+class TabularRegression(_message.Message):
+    """Learn a number from the columns of a row; inputs as for TabularClassification.
+
+    The served model answers with `value`, FP32 [batch, 1], in the unit of the column.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _dataset_pb2.ColumnType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _dataset_pb2.ColumnType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClipEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Clip: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Clip | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """Required. The column that holds the number: finite, not the same in all rows."""
+    missing: Global___MissingPolicy.ValueType
+    """As for TabularClassification."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for TabularClassification."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.ScalarMap[_builtins.str, _dataset_pb2.ColumnType.ValueType]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def fill(self) -> Global___Fill:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def clip(self) -> _containers.MessageMap[_builtins.str, Global___Clip]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        column_types: _abc.Mapping[_builtins.str, _dataset_pb2.ColumnType.ValueType] | None = ...,
+        fill: Global___Fill | None = ...,
+        clip: _abc.Mapping[_builtins.str, Global___Clip] | None = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "slice_columns", b"slice_columns", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TabularRegression: _TypeAlias = TabularRegression  # noqa: Y015
+
+@_typing.final
+class TabularMultiLabel(_message.Message):
+    """Learn which of several labels apply to a row of a table; inputs as for TabularClassification.
+
+    The served model answers with `probabilities`, FP32 [batch, labels], of each label alone, and
+    `predicted`, BOOL [batch, labels]: whether that is 0.5 or more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _dataset_pb2.ColumnType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _dataset_pb2.ColumnType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClipEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Clip: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Clip | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
+    SEPARATOR_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
+    missing: Global___MissingPolicy.ValueType
+    """As for TabularClassification."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for TabularClassification."""
+    separator: _builtins.str
+    """What stands between the labels of a cell, such as `;`. A cell of a row without labels holds
+    just that; an empty cell is refused.
+    """
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. Without a `separator` the columns of the labels, named like these, each cell 0, 1,
+        `true` or `false`. With one the only column that lists labels.
+        """
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.ScalarMap[_builtins.str, _dataset_pb2.ColumnType.ValueType]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def fill(self) -> Global___Fill:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def clip(self) -> _containers.MessageMap[_builtins.str, Global___Clip]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        column_types: _abc.Mapping[_builtins.str, _dataset_pb2.ColumnType.ValueType] | None = ...,
+        fill: Global___Fill | None = ...,
+        separator: _builtins.str = ...,
+        clip: _abc.Mapping[_builtins.str, Global___Clip] | None = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fill", b"fill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "column_types", b"column_types", "duplicates", b"duplicates", "features", b"features", "fill", b"fill", "missing", b"missing", "separator", b"separator", "slice_columns", b"slice_columns", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TabularMultiLabel: _TypeAlias = TabularMultiLabel  # noqa: Y015
+
+@_typing.final
+class TextMultiLabel(_message.Message):
+    """Learn which of several labels apply to a text; input as for TextClassification, outputs as for
+    TabularMultiLabel.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    SEPARATOR_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Required. The column that holds the text."""
+    missing: Global___MissingPolicy.ValueType
+    """As for TextClassification."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for TextClassification."""
+    max_tokens: _builtins.int
+    """As for TextClassification."""
+    vocabulary_size: _builtins.int
+    """As for TextClassification."""
+    separator: _builtins.str
+    """As for TabularMultiLabel."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. As for TabularMultiLabel."""
+
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        max_tokens: _builtins.int = ...,
+        vocabulary_size: _builtins.int = ...,
+        separator: _builtins.str = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "max_tokens", b"max_tokens", "missing", b"missing", "separator", b"separator", "slice_columns", b"slice_columns", "targets", b"targets", "text", b"text", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextMultiLabel: _TypeAlias = TextMultiLabel  # noqa: Y015
+
+@_typing.final
+class TextRegression(_message.Message):
+    """Learn a number from the words of a text; input as for TextClassification, output as for
+    TabularRegression.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Required. The column that holds the text."""
+    target: _builtins.str
+    """Required. As for TabularRegression."""
+    missing: Global___MissingPolicy.ValueType
+    """As for TextClassification."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for TextClassification."""
+    max_tokens: _builtins.int
+    """As for TextClassification."""
+    vocabulary_size: _builtins.int
+    """As for TextClassification."""
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        target: _builtins.str = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        max_tokens: _builtins.int = ...,
+        vocabulary_size: _builtins.int = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "max_tokens", b"max_tokens", "missing", b"missing", "slice_columns", b"slice_columns", "target", b"target", "text", b"text", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextRegression: _TypeAlias = TextRegression  # noqa: Y015
 
 @_typing.final
 class Clip(_message.Message):
@@ -865,6 +1222,7 @@ class TextClassification(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Required. The column that holds the text."""
     target: _builtins.str
@@ -881,6 +1239,10 @@ class TextClassification(_message.Message):
     """Most words to know: of the training part the most frequent ones that occur twice or more, 1 to
     100,000. 0: 10,000.
     """
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
     def __init__(
         self,
         *,
@@ -890,10 +1252,11 @@ class TextClassification(_message.Message):
         duplicates: Global___DuplicatePolicy.ValueType = ...,
         max_tokens: _builtins.int = ...,
         vocabulary_size: _builtins.int = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "max_tokens", b"max_tokens", "missing", b"missing", "target", b"target", "text", b"text", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "max_tokens", b"max_tokens", "missing", b"missing", "slice_columns", b"slice_columns", "target", b"target", "text", b"text", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -901,7 +1264,7 @@ Global___TextClassification: _TypeAlias = TextClassification  # noqa: Y015
 
 @_typing.final
 class DenseFamily(_message.Message):
-    """A dense network: hidden layers with ReLU, then one output per class."""
+    """A dense network: hidden layers with ReLU, then one output per class, label or number."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1136,7 +1499,8 @@ Global___Split: _TypeAlias = Split  # noqa: Y015
 
 @_typing.final
 class Training(_message.Message):
-    """How the network is fitted on the cross-entropy. The best weights seen are those that are kept.
+    """How the network is fitted: on the cross-entropy for classes and labels, on the squared error of
+    the standardised number for numbers. The best weights seen are those that are kept.
 
     Training goes on where it was after a restart, with the same outcome to the bit on one machine.
     """
@@ -1185,7 +1549,9 @@ class Training(_message.Message):
     max_gradient_norm: _builtins.float
     """Longer gradients (all of them as one vector) are shortened to this, 0 to 1000. 0: never."""
     class_weights: Global___ClassWeights.ValueType
-    """How much each class weighs in the loss, in training and in validation."""
+    """How much each class weighs in the loss, in training and in validation; not for numbers. Of
+    labels, rows with and rows without each are its two classes.
+    """
     def __init__(
         self,
         *,
@@ -1241,8 +1607,9 @@ class Optimization(_message.Message):
     objective: Global___Objective.ValueType
     """What to look for among the graphs that keep the budget."""
     max_accuracy_drop: _builtins.float
-    """Most test accuracy to give up against `float32`, 0 to 1: the upper end of the 95 % confidence
-    interval of the drop must not be over it. Unset: 0.01.
+    """Most to give up of the test score (`TrainingResult.score`: of classes, the accuracy) against
+    `float32`, 0 to 1: the upper end of the 95 % confidence interval of the drop must not be over
+    it. Unset: 0.01.
     """
     max_latency_us: _builtins.float
     """Longest median time of a run of one row, in microseconds. 0: any. If `float32` takes longer,
@@ -1338,7 +1705,9 @@ class Progress(_message.Message):
     """Seconds until training ends if no epoch stops it early; 0 when unknown."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures of the last step or epoch: `loss`, `accuracy`, `val_loss`, `val_accuracy`."""
+        """Figures of the last step or epoch: `loss` and `val_loss`, and by task `accuracy`, `mae` or
+        `subset_accuracy`, also with `val_`.
+        """
 
     def __init__(
         self,
@@ -1470,17 +1839,26 @@ class TrainingResult(_message.Message):
     VARIANTS_FIELD_NUMBER: _builtins.int
     IMPORTANCES_FIELD_NUMBER: _builtins.int
     WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    LABEL_METRICS_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The published version, `tenants/{tenant}/models/{model}/versions/{version}`."""
     weights_sha256: _builtins.str
     """SHA-256 of the trained weights in lowercase hexadecimal, each with its type and shape, in the
     order of the network. The same spec on the same machine gives the same.
     """
+    score: _builtins.str
+    """The one of `metrics` that graphs and inputs are compared by: `accuracy`, `r2` or `sample_f1`."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures of the ONNX graph on the test part: `accuracy`, `balanced_accuracy`, `log_loss`,
-        `calibration_error`, `roc_auc` and `pr_auc` (one class against the rest, mean over classes), and
-        `precision`, `recall` and `f1`, each as `macro_` (classes weigh alike) and `weighted_` (by rows).
+        """Figures of the ONNX graph on the test part. Of classes: `accuracy`, `balanced_accuracy`,
+        `log_loss`, `calibration_error`, `roc_auc` and `pr_auc` (one class against the rest, mean over
+        classes), and `precision`, `recall` and `f1`, each as `macro_` (classes weigh alike) and
+        `weighted_` (by rows). Of numbers: `mae`, `mse`, `rmse` and `r2`. Of labels: `subset_accuracy`
+        (all labels of a row right), `sample_f1` (mean over rows), `log_loss`, `roc_auc` and `pr_auc`
+        (mean over labels), and `precision`, `recall` and `f1`, each as `macro_` and `micro_` (over all
+        labels of all rows at once).
         """
 
     @_builtins.property
@@ -1493,11 +1871,11 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The labels, in the order of the probabilities."""
+        """The labels, in the order of the probabilities; none for numbers."""
 
     @_builtins.property
     def confusion_matrix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Test rows by true class (rows of the matrix) and predicted class, row by row."""
+        """Test rows by true class (rows of the matrix) and predicted class, row by row; of classes only."""
 
     @_builtins.property
     def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Epoch]:
@@ -1517,7 +1895,15 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def importances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Importance]:
-        """How much accuracy is lost when the values of one input are shuffled, the most first."""
+        """How much of `score` is lost when the values of one input are shuffled, the most first."""
+
+    @_builtins.property
+    def label_metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelMetrics]:
+        """The figures of each class or label, in the order of `labels`."""
+
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Slice]:
+        """The figures by the values of the `slice_columns` of the task."""
 
     def __init__(
         self,
@@ -1534,14 +1920,126 @@ class TrainingResult(_message.Message):
         variants: _abc.Iterable[Global___Variant] | None = ...,
         importances: _abc.Iterable[Global___Importance] | None = ...,
         weights_sha256: _builtins.str = ...,
+        score: _builtins.str = ...,
+        label_metrics: _abc.Iterable[Global___LabelMetrics] | None = ...,
+        slices: _abc.Iterable[Global___Slice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "importances", b"importances", "intervals", b"intervals", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "variants", b"variants", "version", b"version", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "importances", b"importances", "intervals", b"intervals", "label_metrics", b"label_metrics", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "score", b"score", "slices", b"slices", "variants", b"variants", "version", b"version", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
+
+@_typing.final
+class LabelMetrics(_message.Message):
+    """How well one class or label is told from the rest, on the test part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    SUPPORT_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    F1_FIELD_NUMBER: _builtins.int
+    ROC_AUC_FIELD_NUMBER: _builtins.int
+    PR_AUC_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Its text."""
+    support: _builtins.int
+    """Rows that have it."""
+    precision: _builtins.float
+    """Share of rows it is predicted for that have it; 0 if there are none."""
+    recall: _builtins.float
+    """Share of rows that have it for which it is predicted; 0 if there are none."""
+    f1: _builtins.float
+    """Harmonic mean of both; 0 if both are."""
+    roc_auc: _builtins.float
+    """Unset if all rows or none have it."""
+    pr_auc: _builtins.float
+    """Average precision. Unset as above."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        support: _builtins.int = ...,
+        precision: _builtins.float = ...,
+        recall: _builtins.float = ...,
+        f1: _builtins.float = ...,
+        roc_auc: _builtins.float | None = ...,
+        pr_auc: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pr_auc", b"_pr_auc", "_roc_auc", b"_roc_auc", "pr_auc", b"pr_auc", "roc_auc", b"roc_auc"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pr_auc", b"_pr_auc", "_roc_auc", b"_roc_auc", "f1", b"f1", "label", b"label", "pr_auc", b"pr_auc", "precision", b"precision", "recall", b"recall", "roc_auc", b"roc_auc", "support", b"support"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pr_auc: _TypeAlias = _typing.Literal["pr_auc"]  # noqa: Y015
+    _WhichOneofArgType__pr_auc: _TypeAlias = _typing.Literal["_pr_auc", b"_pr_auc"]  # noqa: Y015
+    _WhichOneofReturnType__roc_auc: _TypeAlias = _typing.Literal["roc_auc"]  # noqa: Y015
+    _WhichOneofArgType__roc_auc: _TypeAlias = _typing.Literal["_roc_auc", b"_roc_auc"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pr_auc) -> _WhichOneofReturnType__pr_auc | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__roc_auc) -> _WhichOneofReturnType__roc_auc | None: ...
+
+Global___LabelMetrics: _TypeAlias = LabelMetrics  # noqa: Y015
+
+@_typing.final
+class Slice(_message.Message):
+    """Some rows of the test part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COLUMN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    column: _builtins.str
+    """Those where this column"""
+    value: _builtins.str
+    """holds this; empty: the rows with an empty cell."""
+    row_count: _builtins.int
+    """How many there are."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """As `TrainingResult.metrics`."""
+
+    def __init__(
+        self,
+        *,
+        column: _builtins.str = ...,
+        value: _builtins.str = ...,
+        row_count: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "metrics", b"metrics", "row_count", b"row_count", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Slice: _TypeAlias = Slice  # noqa: Y015
 
 @_typing.final
 class Interval(_message.Message):
@@ -1592,7 +2090,7 @@ class Variant(_message.Message):
     size_bytes: _builtins.int
     """Size of the graph, in bytes."""
     accuracy: _builtins.float
-    """Share of the test rows it is right on."""
+    """The `TrainingResult.score` of the test part: of classes, the share of rows it is right on."""
     accuracy_drop: _builtins.float
     """What `float32` has more of it."""
     @_builtins.property
@@ -1635,7 +2133,7 @@ class Importance(_message.Message):
     input: _builtins.str
     """Name of the input."""
     accuracy_drop: _builtins.float
-    """Mean accuracy lost on the test part when its values are shuffled between rows."""
+    """Mean of `TrainingResult.score` lost on the test part when its values are shuffled between rows."""
     deviation: _builtins.float
     """Standard deviation of it over the shuffles."""
     def __init__(
@@ -1666,9 +2164,9 @@ class Parity(_message.Message):
     row_count: _builtins.int
     """Rows compared."""
     max_relative_error: _builtins.float
-    """Largest |onnx - keras| / max(|keras|, 1) over all probabilities."""
+    """Largest |onnx - keras| / max(|keras|, 1) over all probabilities or numbers."""
     label_agreement: _builtins.float
-    """Fraction of rows with the same label."""
+    """Fraction of rows with the same labels; 1 where there are none."""
     tolerance: _builtins.float
     """Largest `max_relative_error` that would have passed."""
     def __init__(
@@ -1735,21 +2233,48 @@ class Epoch(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
     VALIDATION_LOSS_FIELD_NUMBER: _builtins.int
     VALIDATION_ACCURACY_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     loss: _builtins.float
-    """Mean cross-entropy on the training part."""
+    """Mean loss on the training part."""
     accuracy: _builtins.float
-    """Fraction right on the training part."""
+    """Fraction right on the training part; of classes only."""
     validation_loss: _builtins.float
-    """Mean cross-entropy on the validation part."""
+    """Mean loss on the validation part."""
     validation_accuracy: _builtins.float
-    """Fraction right on the validation part."""
+    """Fraction right on the validation part; of classes only."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The figure that is followed beside the loss, by its name, and by that with `val_`; as in
+        `Progress.metrics`.
+        """
+
     def __init__(
         self,
         *,
@@ -1758,10 +2283,11 @@ class Epoch(_message.Message):
         accuracy: _builtins.float = ...,
         validation_loss: _builtins.float = ...,
         validation_accuracy: _builtins.float = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "loss", b"loss", "number", b"number", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "loss", b"loss", "metrics", b"metrics", "number", b"number", "validation_accuracy", b"validation_accuracy", "validation_loss", b"validation_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
