@@ -155,6 +155,21 @@ async def test_more_rows_than_max_batch_size_are_refused(tmp_path: Path) -> None
     [
         pytest.param("nonsense", id="no text format"),
         pytest.param("max_batch_size: -1", id="negative batch size"),
+        pytest.param("model_transaction_policy { decoupled: true }", id="decoupled"),
+        pytest.param("batch_input { kind: BATCH_ELEMENT_COUNT }", id="batch input"),
+        pytest.param('input { name: "x" allow_ragged_batch: true }', id="ragged"),
+        pytest.param(
+            "max_batch_size: 4 dynamic_batching { preferred_batch_size: [5] }",
+            id="preferred more than the most",
+        ),
+        pytest.param(
+            "max_batch_size: 4 dynamic_batching { priority_levels: 2 }", id="no default level"
+        ),
+        pytest.param(
+            "max_batch_size: 4 dynamic_batching { priority_levels: 2 default_priority_level: 1"
+            " priority_queue_policy { key: 3 value {} } }",
+            id="a policy for no level",
+        ),
         pytest.param('name: "other"', id="the name of another model"),
         pytest.param('backend: "pytorch"', id="another backend"),
         pytest.param('platform: "tensorrt_plan"', id="another platform"),

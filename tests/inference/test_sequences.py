@@ -14,7 +14,7 @@ import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as pb
 from tests.inference import graphs
-from tests.inference.calling import answers, failure, infer_request, stub
+from tests.inference.calling import answers, failure, index, infer_request, stub
 from tests.inference.conftest import serve_directory
 
 FLAGS = "".join(
@@ -40,6 +40,14 @@ sequence_batching {{
 LONG_US = 60_000_000
 ONE = "instance_group { count: 1 }"
 OLDEST = "oldest { max_candidate_sequences: 4 }"
+
+
+STATE = CONFIG[CONFIG.index("  state {") : CONFIG.rindex("}")]
+
+
+def with_state(state: str) -> str:
+    """The config with another state."""
+    return CONFIG.replace(STATE, f"state {{ {state} }}\n")
 
 
 @asynccontextmanager
@@ -174,3 +182,110 @@ async def test_a_sequence_waits_for_a_place_as_long_as_it_may(tmp_path: Path) ->
         assert (await ask(channel, request(1, 2, end=True)))["y"] == 3
         assert (await waiting)["y"] == 8
         assert (await again)["y"] == 4
+
+
+async def test_the_state_begins_as_the_file_says(tmp_path: Path) -> None:
+    text = CONFIG.replace("zero_data: true", 'data_file: "five"')
+    (tmp_path / "sum" / "initial_state").mkdir(parents=True)
+    (tmp_path / "sum" / "initial_state" / "five").write_bytes((5).to_bytes(4, "little"))
+    async with serving(tmp_path, text=text) as channel:
+        assert (await ask(channel, request(1, 2, start=True)))["y"] == 7
+        assert (await ask(channel, request(1, 1)))["y"] == 8
+        assert (await ask(channel, request(2, 0, start=True)))["y"] == 5
+
+
+NAMES = 'input_name: "sum_in" output_name: "sum_out"'
+INT32 = "data_type: TYPE_INT32 dims: [1]"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (with_state(f"{NAMES} {INT32} initial_state {{ {INT32} data_file: 'no' }}"), "sum_in"),
+        (with_state(f"{NAMES} {INT32} initial_state {{ {INT32} data_file: 'short' }}"), "sum_in"),
+        (
+            with_state(f"{NAMES} {INT32} initial_state {{ {INT32} data_file: '../config.pbtxt' }}"),
+            "sum_in",
+        ),
+        (with_state(f"{NAMES} {INT32} initial_state {{ {INT32} }}"), "data_file"),
+        (
+            with_state(f"{NAMES} {INT32}" + f" initial_state {{ {INT32} zero_data: true }}" * 2),
+            "2 initial states",
+        ),
+        (with_state(f"{NAMES} data_type: TYPE_INT64 dims: [1]"), "INT64"),
+        (with_state(f"{NAMES} data_type: TYPE_INT32 dims: [2]"), "[1, 2]"),
+        (
+            with_state(
+                f"{NAMES} {INT32} initial_state {{ data_type: TYPE_INT32 dims: [1, 1]"
+                " zero_data: true }"
+            ),
+            "dims",
+        ),
+        (with_state('input_name: "sum_in" output_name: "gone"'), "gone"),
+        (CONFIG.replace("state {", "iterative_sequence: true state {"), "iterative_sequence"),
+    ],
+)
+async def test_a_state_that_cannot_be_is_refused_at_load(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    (tmp_path / "sum" / "initial_state").mkdir(parents=True)
+    (tmp_path / "sum" / "initial_state" / "short").write_bytes(b"\0\0\0")
+    async with serving(tmp_path, text=text) as channel:
+        state, reason = (await index(channel))["sum", "1"]
+        assert state == "UNAVAILABLE"
+        assert named in reason
+
+
+async def _batch_sizes(channel: grpc.aio.Channel) -> list[int]:
+    response = await stub(channel).ModelStatistics(pb.ModelStatisticsRequest(name="sum"))
+    return [batch.batch_size for batch in response.model_stats[0].batch_stats]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sequences"),
+    [
+        pytest.param("direct { max_queue_delay_microseconds: 60000000 }", 1, id="any row will do"),
+        pytest.param(
+            "direct { max_queue_delay_microseconds: 60000000 minimum_slot_utilization: 0.5 }",
+            2,
+            id="half of the rows",
+        ),
+        pytest.param(
+            "direct { max_queue_delay_microseconds: 60000000 minimum_slot_utilization: 0.7 }",
+            3,
+            id="a share that is not whole",
+        ),
+        pytest.param(
+            "direct { max_queue_delay_microseconds: 100000 minimum_slot_utilization: 1 }",
+            3,
+            id="until the delay is over",
+        ),
+        pytest.param(
+            "oldest { max_candidate_sequences: 4 preferred_batch_size: [3]"
+            " max_queue_delay_microseconds: 60000000 }",
+            3,
+            id="a preferred size",
+        ),
+    ],
+)
+async def test_sequences_wait_for_each_other_as_the_strategy_says(
+    tmp_path: Path, strategy: str, sequences: int
+) -> None:
+    async with serving(tmp_path, strategy, text=CONFIG + ONE) as channel:
+        asked = [request(sequence, start=True) for sequence in range(1, sequences + 1)]
+        await asyncio.gather(*[ask(channel, each) for each in asked])
+        assert await _batch_sizes(channel) == [sequences]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "direct { minimum_slot_utilization: 1.5 }",
+        "direct { minimum_slot_utilization: -0.5 }",
+        "oldest { max_candidate_sequences: 4 preferred_batch_size: [5] }",
+        "oldest { max_candidate_sequences: 4 preferred_batch_size: [0] }",
+    ],
+)
+async def test_a_strategy_out_of_range_is_refused_at_load(tmp_path: Path, strategy: str) -> None:
+    async with serving(tmp_path, strategy) as channel:
+        assert (await index(channel))["sum", "1"][0] == "UNAVAILABLE"

@@ -311,7 +311,7 @@ class Batcher:
             if work.names != batch.names:
                 by_name = dict(zip(batch.names, values, strict=True))
                 wanted = [by_name[name] for name in work.names]
-            share = work.rows / batch.rows
+            share = work.rows / batch.rows if batch.rows else 1.0
             timing = _timing(run, work.arrival_ns, output_ns, share)
             self._answers.settle(work, Result(wanted, timing))
 

@@ -35,7 +35,8 @@ from servery_inference.rate_limit import RateLimiter, Turns, demands
 from servery_inference.response_cache import CachedRunner, ResponseCache
 from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
-from servery_inference.sequences import SequencePlan, Sequences
+from servery_inference.sequence_plan import SequencePlan
+from servery_inference.sequences import Sequences
 from servery_inference.servable import Servable
 from servery_inference.statistics import ModelStatistics
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
@@ -82,6 +83,11 @@ class Prepared:
     engine: Engine
     config: ModelConfig
     labels: Mapping[str, Sequence[str]]
+    policy: BatchPolicy
+
+    sequences: SequencePlan | None
+    """None for a model without sequences."""
+
     warmth: Warmth
 
 
@@ -208,10 +214,7 @@ class Loader:
         config = prepared.config
         states = [state.output_name for state in config.sequence_batching.state]
         outputs = list(dict.fromkeys([*[output.name for output in config.output], *states]))
-        policy = BatchPolicy.of(config)
-        sequences = None
-        if config.HasField("sequence_batching"):
-            sequences = SequencePlan.of(config, prepared.engine.signature)
+        policy, sequences = prepared.policy, prepared.sequences
 
         def make_runner(statistics: ModelStatistics) -> Runner:
             slots = options.instances if turns is None else len(turns.demands)
@@ -290,10 +293,14 @@ def _prepare(
         proof.check(engine)
     elif bundle.golden_required:
         raise LoadFailedError(f"the bundle has no {golden.FILE}")
+    policy, sequences = BatchPolicy.of(config), None
+    if config.HasField("sequence_batching"):
+        sequences = SequencePlan.of(config, engine.signature, bundle.folder.parent)
     run_samples(engine, config, bundle.folder.parent)
     warmth = _warm(engine, config, proof, bundle.config.names_max_batch_size)
     labels = read_labels(config, (bundle.folder.parent, bundle.folder))
-    return Prepared(engine.offering(offered(config)), config, labels, warmth)
+    offering = engine.offering(offered(config))
+    return Prepared(offering, config, labels, policy, sequences, warmth)
 
 
 def _warm(

@@ -127,6 +127,7 @@ def resolve(
     config = pb.ModelConfig()
     config.CopyFrom(given.message)
     _check_names(model, config)
+    _check_offered(config)
     graph = _without_sequence_tensors(config, graph)
     _complete_batching(config, given, graph, auto_max_batch_size)
     _complete_tensors(
@@ -191,6 +192,21 @@ def _check_names(model: str, config: pb.ModelConfig) -> None:
         )
     if config.max_batch_size < 0:
         raise LoadFailedError(f"max_batch_size is {config.max_batch_size}; it must be at least 0")
+
+
+def _check_offered(config: pb.ModelConfig) -> None:
+    asked = {
+        "model_transaction_policy.decoupled": config.model_transaction_policy.decoupled,
+        "batch_input": config.batch_input,
+        "batch_output": config.batch_output,
+        "allow_ragged_batch": any(io.allow_ragged_batch for io in config.input),
+    }
+    for name, value in asked.items():
+        if value:
+            raise LoadFailedError(
+                f"{name} is not offered: a request to an ONNX graph gets one answer, and shares a"
+                " run only with requests of the same shapes; leave it out"
+            )
 
 
 def _complete_batching(

@@ -4,20 +4,13 @@ A sequence holds one of a limited number of places from its first request to its
 is idle for too long. Requests of different sequences share batches.
 """
 
-from __future__ import annotations  # Values of enums have a type in the stubs only.
-
 import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Final
 
-import numpy as np
-
-from servery.inference.v1 import model_config_pb2 as pb
-from servery_inference.datatypes import BY_CONFIG
-from servery_inference.engine import LoadFailedError
 from servery_inference.queueing import (
     DeadlineUnreachableError,
     QueueFullError,
@@ -26,135 +19,10 @@ from servery_inference.queueing import (
 )
 from servery_inference.request import Array, InferenceRequestInvalidError, Terms, shown
 from servery_inference.runner import Result, Runner
-from servery_inference.signature import Signature
+from servery_inference.sequence_plan import SequencePlan
 
 _US: Final = 1e-6
-_DEFAULT_IDLE_US: Final = 1_000_000
-_MANY: Final = 1 << 16
 _RETRY_MS: Final = 100
-
-_Control = pb.ModelSequenceBatching.Control
-_NUMPY: Final = {"int32_false_true": "<i4", "fp32_false_true": "<f4", "bool_false_true": "bool"}
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """An input that tells the graph about the sequence."""
-
-    name: str
-    kind: pb.ModelSequenceBatching.Control.Kind.ValueType
-    values: tuple[Array, Array] | None
-    """For false and for true; None for the id of the sequence."""
-
-    datatype: pb.DataType.ValueType
-    shape: tuple[int, ...]
-
-    def of(self, terms: Terms, model: str) -> Array:
-        """Return the value for one request.
-
-        Raises:
-            InferenceRequestInvalidError: The id of the sequence is not of the input's type.
-        """
-        if self.values is not None:
-            flags = {
-                _Control.CONTROL_SEQUENCE_START: terms.sequence_start,
-                _Control.CONTROL_SEQUENCE_END: terms.sequence_end,
-                _Control.CONTROL_SEQUENCE_READY: True,
-            }
-            return self.values[flags[self.kind]]
-        datatype = BY_CONFIG[self.datatype].numpy
-        try:
-            if datatype.kind == "O":
-                return np.full(self.shape, str(terms.sequence_id), datatype)
-            return np.full(self.shape, int(terms.sequence_id), datatype)
-        except (ValueError, OverflowError):
-            raise InferenceRequestInvalidError(
-                f"the id of the sequence, '{shown(str(terms.sequence_id))}', is no"
-                f" {BY_CONFIG[self.datatype].wire}, which model '{model}' expects",
-                model,
-            ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class SequencePlan:
-    """What a config says about sequences."""
-
-    places: int
-    idle_s: float
-    is_batched: bool
-    signals: tuple[Signal, ...]
-    initial: Mapping[str, Array]
-    """State at the beginning, by input."""
-
-    states: Mapping[str, str]
-    """Output that yields the next state, by the input that takes it."""
-
-    @classmethod
-    def of(cls, config: pb.ModelConfig, graph: Signature) -> Self:
-        """Read a complete config.
-
-        Raises:
-            LoadFailedError: It does not fit the graph, or asks for what is not offered.
-        """
-        batching = config.sequence_batching
-        instances = max(sum(group.count for group in config.instance_group), 1)
-        if batching.WhichOneof("strategy_choice") == "oldest":
-            places = batching.oldest.max_candidate_sequences * instances or _MANY
-        else:
-            places = max(config.max_batch_size, 1) * instances
-        idle_us = batching.max_sequence_idle_microseconds or _DEFAULT_IDLE_US
-        for state in batching.state:
-            if state.input_name not in graph.inputs or state.output_name not in graph.outputs:
-                raise LoadFailedError(
-                    f"the graph lacks the state '{state.input_name}' or '{state.output_name}'"
-                )
-        return cls(
-            places,
-            idle_us * _US,
-            config.max_batch_size > 0,
-            tuple(_signal(control, graph) for control in batching.control_input),
-            {s.input_name: _initial(s, config.max_batch_size) for s in batching.state},
-            {s.input_name: s.output_name for s in batching.state},
-        )
-
-
-def _signal(control: pb.ModelSequenceBatching.ControlInput, graph: Signature) -> Signal:
-    tensor = graph.inputs.get(control.name)
-    if tensor is None or len(control.control) != 1:
-        raise LoadFailedError(
-            f"control input '{control.name[:100]}' must be an input of the graph, with one control"
-        )
-    (said,) = control.control
-    shape = (1,) * len(tensor.shape)
-    if said.kind == _Control.CONTROL_SEQUENCE_CORRID:
-        if said.data_type != tensor.datatype.config:
-            raise LoadFailedError(
-                f"control input '{control.name}' is {tensor.datatype.wire} in the graph"
-            )
-        return Signal(control.name, said.kind, None, said.data_type, shape)
-    for name, dtype in _NUMPY.items():
-        values = list(getattr(said, name))
-        if values:
-            if len(values) != 2 or np.dtype(dtype) != tensor.datatype.numpy:
-                raise LoadFailedError(
-                    f"control input '{control.name}' needs two values for {tensor.datatype.wire}"
-                )
-            both = np.full(shape, values[0], dtype), np.full(shape, values[1], dtype)
-            return Signal(control.name, said.kind, both, tensor.datatype.config, shape)
-    raise LoadFailedError(f"control input '{control.name}' has no values for false and true")
-
-
-def _initial(state: pb.ModelSequenceBatching.State, max_batch_size: int) -> Array:
-    dims = list(state.dims)
-    for initial in state.initial_state:
-        if initial.data_file:
-            raise LoadFailedError("initial states from files are not offered; use zero_data")
-        dims = list(initial.dims)
-    datatype = BY_CONFIG.get(state.data_type)
-    if datatype is None:
-        raise LoadFailedError(f"state '{state.input_name}' needs a data_type")
-    shape = [*([1] if max_batch_size else []), *[max(size, 1) for size in dims]]
-    return np.full(shape, "" if datatype.is_bytes else 0, datatype.numpy)
 
 
 @dataclass(slots=True, eq=False)

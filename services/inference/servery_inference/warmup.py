@@ -1,6 +1,5 @@
 """Runs of a model before its first request: its buffers get made, and its speed is learned."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from servery.inference.v1 import model_config_pb2 as pb
 from servery_inference.datatypes import BY_CONFIG
 from servery_inference.engine import Engine, LoadFailedError, RunFailedError
+from servery_inference.raw_files import is_possible, read_tensor
 from servery_inference.request import Array
 from servery_inference.signature import Signature
 
@@ -24,7 +24,6 @@ _BEYOND_MEASURED: Final = 8
 _GUESSED_S: Final = 0.02
 _GUESSED_ELEMENTS: Final = 1 << 20
 _MAX_SAMPLES: Final = 1000
-_MAX_SAMPLE_ELEMENTS: Final = 1 << 26
 _SEED: Final = 0
 
 
@@ -150,14 +149,10 @@ def _sample_input(
 ) -> Array:
     datatype = BY_CONFIG.get(given.data_type)
     shape = (*batch, *given.dims)
-    if (
-        datatype is None
-        or min(given.dims, default=0) < 0
-        or math.prod(shape) > _MAX_SAMPLE_ELEMENTS
-    ):
+    if datatype is None or not is_possible(shape):
         raise LoadFailedError(f"{what} needs a data_type and dims of known, sensible size")
     if given.WhichOneof("input_data_type") == "input_data_file":
-        return _from_file(what, given, shape, folder)
+        return read_tensor(what, folder / SAMPLES, given.input_data_file, datatype, shape)
     if datatype.is_bytes:
         return np.full(shape, "", object)
     if given.random_data:
@@ -171,20 +166,6 @@ def _random(random: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int,
         return random.random(shape).astype(dtype)
     high = 2 if dtype.kind == "b" else int(np.iinfo(dtype).max)
     return random.integers(0, high, shape, np.uint64).astype(dtype)
-
-
-def _from_file(
-    what: str, given: pb.ModelWarmup.Input, shape: tuple[int, ...], folder: Path
-) -> Array:
-    path = folder / SAMPLES / given.input_data_file
-    datatype = BY_CONFIG[given.data_type]
-    inside = path.resolve().is_relative_to((folder / SAMPLES).resolve())
-    if datatype.is_bytes or not inside or not path.is_file():
-        raise LoadFailedError(f"{what} names no file of raw numbers in the folder '{SAMPLES}'")
-    expected = math.prod(shape) * datatype.numpy.itemsize
-    if path.stat().st_size != expected:
-        raise LoadFailedError(f"{what} has a file of {path.stat().st_size} bytes, not {expected}")
-    return np.frombuffer(path.read_bytes(), datatype.numpy).reshape(shape)
 
 
 def _seconds(engine: Engine, feed: Mapping[str, Array]) -> float:
