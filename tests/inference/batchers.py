@@ -8,10 +8,11 @@ from pathlib import Path
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher
 from servery_inference.costs import Costs
-from servery_inference.engine import Engine, open_engine
+from servery_inference.engine import Engine
 from servery_inference.execution import Execution
 from servery_inference.options import ModelOptions
 from servery_inference.queueing import Room
+from servery_inference.sessions import open_engine
 from servery_inference.statistics import ModelStatistics
 from servery_inference.watchdog import Watchdog
 

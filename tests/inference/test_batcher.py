@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher
 from servery_inference.costs import Costs
-from servery_inference.engine import Engine, open_engine
+from servery_inference.engine import Engine
 from servery_inference.execution import Execution
 from servery_inference.options import ModelOptions
 from servery_inference.queueing import QueuePolicy, QueueTimeoutError, Room
 from servery_inference.request import Terms
 from servery_inference.runner import Result
+from servery_inference.sessions import open_engine
 from servery_inference.statistics import ModelStatistics
 from servery_inference.watchdog import Watchdog
 from tests.inference import graphs

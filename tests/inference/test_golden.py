@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from servery_inference.engine import LoadFailedError, open_engine
+from servery_inference.engine import LoadFailedError
 from servery_inference.golden import Golden, relative_error
 from servery_inference.options import ModelOptions
+from servery_inference.sessions import open_engine
 from tests.inference import graphs
 
 NAN, INF = float("nan"), float("inf")

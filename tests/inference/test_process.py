@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from servery_inference.cores import usable_cores
-from servery_inference.engine import require_provider
+from servery_inference.sessions import require_provider
 from servery_inference.settings import InferenceSettings
 from servery_inference.warmup import inline_elements
 

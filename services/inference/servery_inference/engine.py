@@ -8,9 +8,7 @@ import ctypes
 import itertools
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -18,31 +16,15 @@ import numpy as np
 import onnxruntime as ort
 
 from servery_inference.datatypes import BFLOAT16
-from servery_inference.options import PROVIDERS, ModelOptions, Provider
 from servery_inference.request import Array
 from servery_inference.signature import Shape, Signature, SignatureUnsupportedError, refitted
 
 _ONNX_BFLOAT16: Final = 16  # Of `onnx.TensorProto`.
-_LOG_FATAL: Final = 4
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w.])/[^\s:'\"]+")
 _SHOWN_CHARACTERS: Final = 300
 
 _FAULTS: Final = ort.capi.onnxruntime_pybind11_state
 _DATA_FAULTS: Final = (_FAULTS.InvalidArgument, _FAULTS.RuntimeException)
-_LOAD_FAULTS: Final = (
-    *_DATA_FAULTS,
-    _FAULTS.EPFail,
-    _FAULTS.EngineError,
-    _FAULTS.Fail,
-    _FAULTS.InvalidGraph,
-    _FAULTS.InvalidProtobuf,
-    _FAULTS.ModelLoaded,
-    _FAULTS.NoModel,
-    _FAULTS.NoSuchFile,
-    _FAULTS.NotImplemented,
-    RuntimeError,
-    ValueError,
-)
 
 
 class LoadFailedError(Exception):
@@ -123,11 +105,11 @@ class Engine:
             else:
                 results = _run_values(session, outputs, feed, self.signature, options)
         except _DATA_FAULTS as error:
-            raise RunFailedError(_explained(error)) from None
+            raise RunFailedError(explained(error)) from None
         except _FAULTS.Fail as error:  # What a kernel reports, of values and of being told to stop.
             if options is not None and options.terminate:
                 raise RunEndedError from None
-            raise RunFailedError(_explained(error)) from None
+            raise RunFailedError(explained(error)) from None
         if not self._outputs:
             return results
         return [self._reshaped(name, value) for name, value in zip(outputs, results, strict=True)]
@@ -170,51 +152,7 @@ def _bits(value: ort.OrtValue) -> Array:
     return np.array(cells, BFLOAT16.numpy).reshape(shape)
 
 
-def require_provider(provider: Provider) -> None:
-    """Find out, before any model is loaded, whether this build can use `provider` at all.
-
-    Raises:
-        RuntimeError: It was built without it.
-    """
-    if PROVIDERS[provider] not in ort.get_available_providers():
-        raise RuntimeError(
-            f"execution_provider is {provider!r}, but the installed ONNX Runtime was built without"
-            f" {PROVIDERS[provider]}; install servery[inference-gpu] in an environment of its own,"
-            " or use cpu"
-        )
-    if provider == "cuda":
-        ort.preload_dlls()
-
-
-def open_engine(graph: Path, options: ModelOptions) -> Engine:
-    """Load `graph`, with external data only from beside it. Blocks; takes seconds for large graphs.
-
-    Raises:
-        LoadFailedError: It is no graph that this provider runs.
-    """
-    return Engine([_open_session(graph, options, device) for device in options.device_ids])
-
-
-def _open_session(graph: Path, options: ModelOptions, device_id: int) -> ort.InferenceSession:
-    session_options = options.session_options()
-    session_options.log_severity_level = _LOG_FATAL  # What goes wrong arrives as an exception.
-    providers = options.providers(device_id)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # The check below is stricter.
-            session = ort.InferenceSession(graph, session_options, providers=providers)
-    except _LOAD_FAULTS as error:
-        raise LoadFailedError(f"ONNX Runtime cannot load the graph: {_explained(error)}") from None
-    wanted = providers[0][0]
-    if wanted not in session.get_providers():  # It falls back in silence.
-        raise LoadFailedError(
-            f"{wanted} cannot be used on this machine, and running on another one silently is not"
-            " wanted; check the driver and the number of the device, or use KIND_CPU"
-        )
-    return session
-
-
-def _explained(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """The text of an ONNX Runtime error in one line, without places on this or another machine."""
     text = _ABSOLUTE_PATH.sub("…", " ".join(str(error).split()))
     return text[:_SHOWN_CHARACTERS]

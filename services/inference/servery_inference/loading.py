@@ -24,7 +24,7 @@ from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudge
 from servery_inference.classification import read_labels
 from servery_inference.cores import usable_cores
 from servery_inference.costs import Costs
-from servery_inference.engine import Engine, LoadFailedError, RunFailedError, open_engine
+from servery_inference.engine import Engine, LoadFailedError, RunFailedError
 from servery_inference.ensembles import Ensemble, Lease, Plan
 from servery_inference.execution import Execution
 from servery_inference.golden import Golden
@@ -38,6 +38,7 @@ from servery_inference.sandbox import Sandbox
 from servery_inference.sequence_plan import SequencePlan
 from servery_inference.sequences import Sequences
 from servery_inference.servable import Servable
+from servery_inference.sessions import open_engine
 from servery_inference.statistics import ModelStatistics
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog

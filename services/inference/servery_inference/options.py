@@ -19,7 +19,8 @@ TENSORRT: Final = "TensorrtExecutionProvider"
 
 _Group = pb.ModelInstanceGroup
 _KINDS: Final[Mapping[int, Provider]] = {_Group.KIND_GPU: "cuda", _Group.KIND_CPU: "cpu"}
-_LEVELS: Final = (-1, 0, 1, 2)
+NO_OPTIMISATION: Final = 2
+_LEVELS: Final = (-1, 0, 1, NO_OPTIMISATION)
 _CUDA_OPTIONS: Final = frozenset(
     {
         "arena_extend_strategy",
@@ -121,8 +122,12 @@ class ModelOptions:
             tensorrt=tensorrt,
         )
 
-    def session_options(self) -> ort.SessionOptions:
-        """Return them as ONNX Runtime takes them."""
+    def session_options(self, *, is_optimised: bool = False) -> ort.SessionOptions:
+        """Return them as ONNX Runtime takes them.
+
+        Args:
+            is_optimised: Whether the graph went through it before, at the same level.
+        """
         levels = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.intra_op_threads
@@ -131,8 +136,8 @@ class ModelOptions:
             -1: levels.ORT_ENABLE_BASIC,
             0: levels.ORT_ENABLE_ALL,
             1: levels.ORT_ENABLE_EXTENDED,
-            2: levels.ORT_DISABLE_ALL,
-        }[self.graph_level]
+            NO_OPTIMISATION: levels.ORT_DISABLE_ALL,
+        }[NO_OPTIMISATION if is_optimised else self.graph_level]
         if self.parallel:
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.enable_cpu_mem_arena = self.memory_arena

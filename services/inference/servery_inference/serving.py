@@ -16,7 +16,6 @@ from servery_inference.control_servicer import RepositoryControl
 from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
-from servery_inference.engine import require_provider
 from servery_inference.in_flight import InFlight
 from servery_inference.loading import Loader
 from servery_inference.log_switch import LogSwitch
@@ -26,6 +25,7 @@ from servery_inference.repository import Repository
 from servery_inference.rpcs import SERVICE, Handlers, register
 from servery_inference.sandbox import Sandbox
 from servery_inference.servicer import EXTENSIONS, InferenceServicer
+from servery_inference.sessions import require_provider
 from servery_inference.settings import InferenceSettings
 from servery_inference.shared_memory import SharedMemory
 from servery_inference.shared_memory_servicer import SharedMemoryServicer
