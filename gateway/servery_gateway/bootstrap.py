@@ -1,0 +1,107 @@
+"""What Envoy starts with: where its configuration comes from, and its own limits. Pure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from servery_gateway.address import UnixAddress
+from servery_gateway.configuration_files import source
+from servery_gateway.extensions import CONTROL_PLANE, EXTENSIONS
+from servery_gateway.snapshot import CLUSTER, LISTENER
+
+_MAX_CONNECTIONS: Final = 10_000
+_MAX_HEAP_BYTES: Final = 4 << 30
+_LOG_FORMAT: Final = {
+    "time": "%Y-%m-%dT%T.%e%z",
+    "level": "%l",
+    "logger": "envoy.%n",
+    "message": "%j",
+}
+
+
+def bootstrap(ads: UnixAddress, admin: UnixAddress, files: Path | None = None) -> Mapping[str, Any]:
+    """Return the bootstrap configuration.
+
+    Args:
+        ads: The control plane.
+        admin: Where Envoy answers administrators.
+        files: Directory of `ConfigurationFiles` to serve by, instead of what `ads` says.
+    """
+    control_plane = {
+        "name": CONTROL_PLANE,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "connection_keepalive": {"interval": "10s", "timeout": "5s"}
+                    }
+                },
+            }
+        },
+        "load_assignment": {
+            "cluster_name": CONTROL_PLANE,
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": ads.path}}}}]}
+            ],
+        },
+    }
+    return {
+        "node": {"id": "envoy", "cluster": "servery"},
+        "admin": {"address": {"pipe": {"path": admin.path, "mode": 0o600}}},
+        "application_log_config": {"log_format": {"json_format": _LOG_FORMAT}},
+        "static_resources": {"clusters": [control_plane]},
+        "dynamic_resources": _by_ads() if files is None else _by_files(files),
+        "overload_manager": {
+            "refresh_interval": "0.25s",
+            "resource_monitors": [
+                _monitor(
+                    "global_downstream_max_connections",
+                    "downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=_MAX_CONNECTIONS,
+                ),
+                _monitor(
+                    "fixed_heap",
+                    "fixed_heap.v3.FixedHeapConfig",
+                    max_heap_size_bytes=_MAX_HEAP_BYTES,
+                ),
+            ],
+            "actions": [
+                _at_heap("shrink_heap", 0.9),
+                _at_heap("stop_accepting_requests", 0.95),
+            ],
+        },
+    }
+
+
+def _by_ads() -> Mapping[str, Any]:
+    source = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+    back_off = {"base_interval": "0.1s", "max_interval": "1s"}
+    service = {"cluster_name": CONTROL_PLANE, "retry_policy": {"retry_back_off": back_off}}
+    return {
+        "ads_config": {
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": service}],
+        },
+        "cds_config": source,
+        "lds_config": source,
+    }
+
+
+def _by_files(directory: Path) -> Mapping[str, Any]:
+    return {"cds_config": source(directory, CLUSTER), "lds_config": source(directory, LISTENER)}
+
+
+def _monitor(name: str, config: str, **limits: int) -> Mapping[str, Any]:
+    return {
+        "name": f"envoy.resource_monitors.{name}",
+        "typed_config": {"@type": f"{EXTENSIONS}.resource_monitors.{config}", **limits},
+    }
+
+
+def _at_heap(action: str, share: float) -> Mapping[str, Any]:
+    trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": share}}
+    return {"name": f"envoy.overload_actions.{action}", "triggers": [trigger]}

@@ -1,0 +1,118 @@
+"""Keeps the configuration in force as files, which an Envoy can serve by without a control plane.
+
+One file for all clusters and one for all listeners, of which Envoy takes whatever there is, and one
+for each resource that it asks for by name. Envoy follows a file by its replacement, so one that was
+started from these files gets changes from the control plane once that is back; only, it cannot say
+what it made of them.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from servery_gateway.secret_files import make_private_directory
+from servery_gateway.snapshot import (
+    CLUSTER,
+    ENDPOINTS,
+    EXTENSION,
+    LISTENER,
+    ROUTES,
+    SECRET,
+    WILDCARD,
+    Resource,
+    Snapshot,
+)
+
+_ORDER: Final = (ENDPOINTS, CLUSTER, SECRET, EXTENSION, ROUTES, LISTENER)
+"""In which files are replaced: what is referred to is there before what refers to it."""
+
+_WHOLE: Final = "all"
+
+
+def configuration_file(directory: Path, kind: str, name: str = _WHOLE) -> Path:
+    """Return the file of a resource; without its name, of all resources of its type."""
+    return directory / f"{kind.rpartition('.')[2]}.{name}.json"
+
+
+def source(directory: Path, kind: str, name: str = _WHOLE) -> Resource:
+    """Return how Envoy's configuration refers to that file."""
+    path = str(configuration_file(directory, kind, name))
+    return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
+
+
+class ConfigurationFiles:
+    """The files of one directory, for this user alone. Used by one thread at a time; blocks.
+
+    Raises:
+        OSError: The directory cannot be made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        make_private_directory(directory)
+        self._directory = directory
+        self._kept: dict[str, str] = {}
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Replace what differs from `snapshot`.
+
+        Raises:
+            OSError: A file cannot be written. What was written stays.
+        """
+        names: set[str] = set()
+        for kind in _ORDER:
+            documents = dict(self._documents(kind, snapshot.resources.get(kind, {})))
+            names.update(path.name for path in documents)
+            if self._kept.get(kind) == snapshot.versions[kind]:
+                continue
+            for path, resources in documents.items():
+                self._replace(path, {"resources": resources})
+            self._kept[kind] = snapshot.versions[kind]
+        for path in self._directory.glob("*.json"):
+            if path.name not in names:
+                path.unlink()
+
+    def _documents(
+        self, kind: str, named: Mapping[str, Resource]
+    ) -> Iterator[tuple[Path, list[Resource]]]:
+        if kind in WILDCARD:
+            resources = [self._from_files(kind, resource) for resource in named.values()]
+            yield configuration_file(self._directory, kind), resources
+            return
+        for name, resource in named.items():
+            path = configuration_file(self._directory, kind, name)
+            yield path, [self._from_files(kind, resource)]
+
+    def _from_files(self, kind: str, resource: Resource) -> Resource:
+        return {"@type": kind, **self._redirected(resource)}
+
+    def _redirected(self, value: Any) -> Any:
+        """The same with every reference to the control plane replaced by one to a file."""
+        if isinstance(value, (list, tuple)):
+            return [self._redirected(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        changed = {key: self._redirected(item) for key, item in value.items()}
+        match value:
+            case {"eds_cluster_config": _, "name": name}:
+                changed["eds_cluster_config"] = {"eds_config": self._source(ENDPOINTS, name)}
+            case {"route_config_name": name, "config_source": _}:
+                changed["config_source"] = self._source(ROUTES, name)
+            case {"config_discovery": _, "name": name}:
+                changed["config_discovery"]["config_source"] = self._source(EXTENSION, name)
+            case {"sds_config": _, "name": name}:
+                changed["sds_config"] = self._source(SECRET, name)
+        return changed
+
+    def _source(self, kind: str, name: str) -> Resource:
+        return source(self._directory, kind, name)
+
+    def _replace(self, path: Path, document: Mapping[str, Any]) -> None:
+        draft = path.with_suffix(".draft")
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()  # Of a process that died.
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(document, file)
+        draft.replace(path)
