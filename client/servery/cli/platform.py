@@ -97,6 +97,7 @@ class Platform:
                     *(sys.executable, "-m", "servery_gateway.envoy"),
                     *("--ads", self.socket("gateway")),
                     *("--run-dir", str(self.data_dir / "run")),
+                    *("--fallback", str(self.data_dir / "gateway" / "configuration")),
                 ],
                 admin.ready,
                 admin.drain,
