@@ -73,6 +73,20 @@ async def test_tenants_do_not_share_datasets(client: Client) -> None:
         ),
         pytest.param(CSV, {"format": 0}, "FIELD_INVALID", {"field": "header.format"}, id="format"),
         pytest.param(CSV, {"format": 9}, "FIELD_INVALID", {"field": "header.format"}, id="future"),
+        pytest.param(
+            CSV,
+            {"column_types": {"x": 9}},
+            "FIELD_INVALID",
+            {"field": "header.column_types[x]"},
+            id="type",
+        ),
+        pytest.param(
+            CSV,
+            {"column_types": {"kind": pb.COLUMN_TYPE_NUMERIC}},
+            "DATASET_INVALID",
+            {"problem": "NOT_A_NUMBER", "row": "1", "column": "kind"},
+            id="cells of another type",
+        ),
         pytest.param(CSV, {"sha256": "A" * 64}, "FIELD_INVALID", {}, id="malformed digest"),
         pytest.param(CSV, {"display_name": "n" * 201}, "FIELD_INVALID", {}, id="long name"),
         pytest.param(
@@ -119,10 +133,28 @@ async def test_a_bad_upload_is_refused_and_leaves_nothing(
     assert not (await datasets(client)).datasets
 
 
-async def test_stored_bytes_keep_their_format(client: Client) -> None:
-    await client.upload()
+async def test_stored_bytes_keep_their_format_and_types(client: Client) -> None:
+    types = {"y": pb.COLUMN_TYPE_TEXT}
+    dataset = await client.upload(column_types=types)
+    assert [(column.type, column.declared) for column in dataset.columns][:2] == [
+        (pb.COLUMN_TYPE_NUMERIC, False),
+        (pb.COLUMN_TYPE_TEXT, True),
+    ]
+    assert await client.upload(column_types=types) == await client.upload() == dataset
     error = await failure(client.upload(format=pb.DATASET_FORMAT_NPZ))
     assert error.metadata["field"] == "header.format"
+    error = await failure(client.upload(column_types={"x": pb.COLUMN_TYPE_TEXT}))
+    assert error.metadata["field"] == "header.column_types[x]"
+
+
+async def test_a_tenant_of_any_name_keeps_its_datasets(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    for name in ("staging", "uploads"):
+        async with running_trainer(tmp_path, command) as client:
+            await client.upload(parent=f"tenants/{name}")
+    async with running_trainer(tmp_path, command):
+        assert len(files(tmp_path)) == 2
 
 
 HEADER = pb.CreateDatasetRequest(
@@ -163,7 +195,7 @@ async def test_a_stream_that_breaks_off_leaves_nothing(client: Client, tmp_path:
 async def test_what_a_crash_left_half_uploaded_is_removed(
     tmp_path: Path, command: Sequence[str]
 ) -> None:
-    staging = tmp_path / "datasets" / "staging"
+    staging = tmp_path / "datasets" / ".staging"
     staging.mkdir(parents=True)
     (staging / "half").write_bytes(b"a,b")
     async with running_trainer(tmp_path, command):

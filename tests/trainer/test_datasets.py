@@ -43,7 +43,7 @@ def npz(**arrays: Any) -> bytes:
 
 
 def test_describes_the_columns_of_a_csv_file(file: Path) -> None:
-    info = inspect_csv(file, b"a,b,c,d\n1,x,true,\n-2.5,y,False,\n,x,TRUE,\n1e2,x,false,\n")
+    info = inspect_csv(file, b"a,b,c,d\n3,x,true,\n-2.5,y,False,\n,x,TRUE,\n1e2,x,false,\n")
     assert info.row_count == 4
     assert list(info.columns) == [
         pb.Column(
@@ -53,6 +53,8 @@ def test_describes_the_columns_of_a_csv_file(file: Path) -> None:
             distinct_count=3,
             minimum=-2.5,
             maximum=100,
+            mean=33.5,
+            standard_deviation=np.std([3, -2.5, 100]),
         ),
         pb.Column(name="b", type=pb.COLUMN_TYPE_TEXT, distinct_count=2),
         pb.Column(name="c", type=pb.COLUMN_TYPE_BOOLEAN, distinct_count=4),
@@ -90,6 +92,42 @@ def test_a_type_found_in_the_first_block_is_given_up_in_a_later_one(file: Path) 
     assert info.row_count == tables.MAX_ROW_BYTES // 4 + 2
     assert info.columns[0].type == pb.COLUMN_TYPE_TEXT
     assert info.columns[0].distinct_count == 3
+
+
+def test_means_and_deviations_hold_over_blocks(file: Path) -> None:
+    numbers = 1e9 + np.arange(600_000) % 1000
+    cells = "\n".join(f"{number},{'x' * 20}" for number in numbers)
+    column, _ = inspect_csv(file, f"n,pad\n{cells}\n".encode()).columns
+    assert file.stat().st_size > 2 * tables.MAX_ROW_BYTES
+    assert column.mean == pytest.approx(numbers.mean(), rel=1e-12)
+    assert column.standard_deviation == pytest.approx(numbers.std(), rel=1e-9)
+
+
+TYPED = b"zip,day\n01234,2024-02-29\n00501,\n"
+
+
+def test_columns_are_what_they_are_declared_to_be(file: Path) -> None:
+    file.write_bytes(TYPED)
+    code, day = inspect(file, CSV, {"zip": pb.COLUMN_TYPE_TEXT}).columns
+    assert (code.type, code.declared, code.HasField("mean")) == (pb.COLUMN_TYPE_TEXT, True, False)
+    assert (day.type, day.declared) == (pb.COLUMN_TYPE_DATE, False)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "found"),
+    [
+        ("day", pb.COLUMN_TYPE_NUMERIC, {"problem": "NOT_A_NUMBER", "row": "1", "column": "day"}),
+        ("zip", pb.COLUMN_TYPE_DATE, {"problem": "WRONG_TYPE", "row": "1", "column": "zip"}),
+        ("zap", pb.COLUMN_TYPE_TEXT, {"problem": "MISSING_COLUMN", "column": "zap"}),
+    ],
+)
+def test_refuses_columns_that_are_not_what_is_declared(
+    file: Path, column: str, kind: Any, found: dict[str, str]
+) -> None:
+    file.write_bytes(TYPED)
+    with pytest.raises(DatasetInvalidError) as error:
+        inspect(file, CSV, {column: kind})
+    assert error.value.metadata == found
 
 
 def test_counts_distinct_values_up_to_ten_thousand(file: Path) -> None:
@@ -163,6 +201,8 @@ def test_describes_the_arrays_of_an_archive(file: Path) -> None:
         distinct_count=4,
         minimum=-3,
         maximum=2,
+        mean=0,
+        standard_deviation=np.std([1, -3, 2]),
     )
     assert (n.dtype, n.distinct_count, n.minimum, n.maximum) == ("int64", 2, -2, -1)
     assert [t.type, s.type] == [pb.COLUMN_TYPE_TEXT] * 2

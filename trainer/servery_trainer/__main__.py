@@ -25,6 +25,7 @@ from servery_trainer.settings import TrainerSettings
 from servery_trainer.store import JobStore
 from servery_trainer.submission import Submissions
 from servery_trainer.training_servicer import TrainingServicer
+from servery_trainer.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,9 @@ async def _trainer_alone(
         loop.call_soon_threadsafe(wake.set)
 
     store = JobStore(engine, changed)
-    datasets = DatasetStore(
-        engine, settings.data_dir / "datasets", settings.max_dataset_bytes, _now
-    )
+    limits = settings.upload_limits()
+    datasets = DatasetStore(engine, settings.data_dir / "datasets", limits, _now)
+    uploads = Uploads(datasets, settings.data_dir / "datasets" / ".uploads", limits, _now)
     executor = LocalExecutor(
         num_threads=max(1, (os.cpu_count() or 1) // settings.parallel_jobs),
         memory_bytes=settings.job_memory_bytes,
@@ -99,7 +100,7 @@ async def _trainer_alone(
             settings,
             Service(
                 "servery.trainer.v1.DatasetService",
-                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets)),
+                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets, uploads)),
             ),
             Service(
                 "servery.trainer.v1.TrainingService",

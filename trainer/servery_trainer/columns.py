@@ -139,6 +139,27 @@ def texts(cells: Any, kind: ColumnType.ValueType) -> NDArray[np.object_]:
     return found
 
 
+def require_type(cells: Any, kind: ColumnType.ValueType, first_row: int, column: str) -> None:
+    """Refuse cells of a column that are not of its type.
+
+    Args:
+        cells: A `pyarrow.StringArray`.
+        kind: What they are to be.
+        first_row: Number of the row of the first.
+        column: Its name.
+
+    Raises:
+        DatasetInvalidError: One is something else.
+    """
+    wrong = tables.parse_numbers(cells)[1] if kind == _NUMBER else first_wrong(cells, kind)
+    if wrong is None:
+        return
+    row, value = first_row + wrong, cells[wrong].as_py()
+    if kind == _NUMBER:
+        raise tables.not_a_number(row, column, value)
+    raise wrong_type(row, column, value, kind)
+
+
 def wrong_type(
     row: int, column: str, value: str, kind: ColumnType.ValueType
 ) -> DatasetInvalidError:

@@ -3,14 +3,13 @@
 import asyncio
 import hashlib
 import os
-import re
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO
 
 from sqlalchemy import Engine, insert, select
 
@@ -22,16 +21,13 @@ from servery_rpc.errors import (
     ServeryError,
     UploadTooLargeError,
 )
-from servery_rpc.names import DatasetName, TenantName
+from servery_rpc.names import DatasetName
 from servery_rpc.pages import Page
 from servery_trainer.database import DATASET, reads
 from servery_trainer.datasets import inspect
 from servery_trainer.durable import sync_directory
+from servery_trainer.intake import Upload, UploadLimitError, UploadLimits, finished, writing
 from servery_trainer.store import page_key
-
-_MAX_CHUNK_BYTES: Final = 1024**2
-_MAX_DISPLAY_NAME: Final = 200
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class DatasetNotFoundError(ServeryError):
@@ -43,56 +39,25 @@ class DatasetNotFoundError(ServeryError):
         super().__init__(f"{name} does not exist; upload the file first", name=str(name))
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What is about to arrive."""
-
-    parent: TenantName
-    format: pb.DatasetFormat.ValueType
-    display_name: str
-    sha256: str
-    """What the bytes must have; empty if the uploader does not say."""
-
-    @classmethod
-    def parse(cls, header: pb.CreateDatasetRequest.Header) -> Self:
-        """Parse the first message of an upload.
-
-        Raises:
-            FieldInvalidError: A field is malformed.
-        """
-        parent = TenantName.parse(header.parent, "header.parent")
-        if header.format not in pb.DatasetFormat.values()[1:]:
-            raise FieldInvalidError(
-                "header.format",
-                header.format,
-                f"be one of {', '.join(pb.DatasetFormat.keys()[1:])}",
-            )
-        if len(header.display_name) > _MAX_DISPLAY_NAME:
-            rule = f"have at most {_MAX_DISPLAY_NAME} characters"
-            raise FieldInvalidError("header.display_name", header.display_name, rule)
-        if header.sha256 and not _SHA256.fullmatch(header.sha256):
-            raise FieldInvalidError("header.sha256", header.sha256, "be 64 lowercase hex digits")
-        return cls(parent, header.format, header.display_name, header.sha256)
-
-
 class DatasetStore:
     """The datasets of all tenants.
 
     Args:
         engine: The database with their rows.
         directory: Of their files; made if missing. One process at a time.
-        max_bytes: Largest file taken.
+        limits: What uploads may take.
         now: The clock.
     """
 
     def __init__(
-        self, engine: Engine, directory: Path, max_bytes: int, now: Callable[[], datetime]
+        self, engine: Engine, directory: Path, limits: UploadLimits, now: Callable[[], datetime]
     ) -> None:
         self._engine = engine
         self._reads = reads(engine)
         self._directory = directory
-        self._staging = directory / "staging"
-        self._max_bytes = max_bytes
+        self._staging = directory / ".staging"  # no tenant is named so
+        self._limits = limits
+        self._receiving: Counter[str] = Counter()
         self._now = now
         shutil.rmtree(self._staging, ignore_errors=True)  # Uploads that a crash broke off.
         self._staging.mkdir(parents=True)
@@ -103,20 +68,28 @@ class DatasetStore:
         However this ends before it returns, nothing is left.
 
         Raises:
-            FieldInvalidError: A chunk is too large, or the bytes are stored in another format.
+            FieldInvalidError: A chunk is too large, or the bytes are stored otherwise.
             UploadTooLargeError: There are too many bytes.
+            UploadStalledError: They do not come.
+            UploadLimitError: The tenant does this too often at the same time.
+            StorageFullError: The disk has no room.
             DigestMismatchError: They are not those that were declared.
             DatasetInvalidError: They cannot be read as a dataset.
         """
+        tenant = upload.parent.tenant
+        if self._receiving[tenant] >= self._limits.per_tenant:
+            raise UploadLimitError(self._limits.per_tenant)
+        self._receiving[tenant] += 1
         staged = self._staging / uuid.uuid4().hex
         try:
             with _created(staged) as file:
-                sha256, size_bytes = await self._take(file, chunks)
+                sha256 = await self._take(file, chunks)
                 await asyncio.to_thread(_sync, file)
             if upload.sha256 and upload.sha256 != sha256:
                 raise DigestMismatchError(upload.display_name or "file", upload.sha256, sha256)
-            return await asyncio.to_thread(self._admit, staged, upload, sha256, size_bytes)
+            return await finished(asyncio.to_thread(self.admit, staged, upload, sha256))
         finally:
+            self._receiving[tenant] -= 1
             await asyncio.to_thread(staged.unlink, missing_ok=True)
 
     def get(self, name: DatasetName) -> pb.Dataset:
@@ -146,37 +119,39 @@ class DatasetStore:
         """Return the file of a dataset that exists; it never changes."""
         return self._directory / name.tenant / name.sha256
 
-    async def _take(self, file: BinaryIO, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+    async def _take(self, file: BinaryIO, chunks: AsyncIterator[bytes]) -> str:
         digest, size_bytes = hashlib.sha256(), 0
 
         def write(chunk: bytes) -> None:
             digest.update(chunk)
-            file.write(chunk)
+            self._limits.require_room(self._staging, len(chunk))
+            with writing(len(chunk)):
+                file.write(chunk)
 
-        async for chunk in chunks:
-            if len(chunk) > _MAX_CHUNK_BYTES:
-                rule = f"have at most {_MAX_CHUNK_BYTES} bytes"
-                raise FieldInvalidError("chunk", f"{len(chunk)} bytes", rule)
+        async for chunk in self._limits.timely(chunks):
             size_bytes += len(chunk)
-            if size_bytes > self._max_bytes:
-                raise UploadTooLargeError(self._max_bytes)
+            if size_bytes > self._limits.max_bytes:
+                raise UploadTooLargeError(self._limits.max_bytes)
             await asyncio.to_thread(write, chunk)
-        return digest.hexdigest(), size_bytes
+        return digest.hexdigest()
 
-    def _admit(self, staged: Path, upload: Upload, sha256: str, size_bytes: int) -> pb.Dataset:
+    def admit(self, staged: Path, upload: Upload, sha256: str) -> pb.Dataset:
+        """Make a dataset of a whole file, which is moved unless its bytes are stored. Blocks.
+
+        Raises:
+            FieldInvalidError: The bytes are stored otherwise.
+            DatasetInvalidError: They cannot be read as a dataset.
+        """
         name = DatasetName(upload.parent.tenant, sha256)
         if stored := self._find(name):
-            if stored.format != upload.format:
-                known = pb.DatasetFormat.Name(stored.format)
-                rule = f"be {known}, as which these bytes are stored"
-                raise FieldInvalidError("header.format", upload.format, rule)
+            _require_same(stored, upload)
             return stored
-        info = inspect(staged, upload.format)
+        info = inspect(staged, upload.format, upload.column_types)
         dataset = pb.Dataset(
             name=str(name),
             display_name=upload.display_name,
             format=upload.format,
-            size_bytes=size_bytes,
+            size_bytes=staged.stat().st_size,
             row_count=info.row_count,
             columns=info.columns,
         )
@@ -205,6 +180,21 @@ class DatasetStore:
                 )
             ).scalar_one_or_none()
         return None if message is None else pb.Dataset.FromString(message)
+
+
+def _require_same(stored: pb.Dataset, upload: Upload) -> None:
+    if stored.format != upload.format:
+        known = pb.DatasetFormat.Name(stored.format)
+        rule = f"be {known}, as which these bytes are stored"
+        raise FieldInvalidError("header.format", upload.format, rule)
+    types = {column.name: column.type for column in stored.columns}
+    for column, kind in upload.column_types.items():
+        if types.get(column) != kind:
+            rule = (
+                "be as these bytes are stored; a training job's column_types may say otherwise"
+                " for itself"
+            )
+            raise FieldInvalidError(f"header.column_types[{column}]", kind, rule)
 
 
 def _created(path: Path) -> BinaryIO:

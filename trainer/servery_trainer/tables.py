@@ -176,6 +176,17 @@ def no_rows() -> DatasetInvalidError:
     return DatasetInvalidError(Problem.EMPTY, "the file names columns but holds no rows")
 
 
+def missing_column(name: str, header: Sequence[str]) -> DatasetInvalidError:
+    """Say that a file has no column of a name, and which it has."""
+    most = 20
+    known = ", ".join(header[:most]) + (", …" if len(header) > most else "") or "no columns"
+    return DatasetInvalidError(
+        Problem.MISSING_COLUMN,
+        f"there is no column {shown(name)!r}; the file has {known}",
+        column=name,
+    )
+
+
 def clean(array: Any, first_row: int, column: str) -> Any:
     """Decode and trim the cells of a column, and turn empty ones into nulls.
 
@@ -228,6 +239,16 @@ def parse_numbers(cells: Any) -> tuple[NDArray[np.float64], int | None]:
     missing = pc.is_null(cells).to_numpy(zero_copy_only=False)
     bad = ~np.isfinite(values) & ~missing
     return values, int(bad.argmax()) if bad.any() else None
+
+
+def parse_float32(cells: Any) -> tuple[NDArray[np.float32], int | None]:
+    """See `parse_numbers`; also a number beyond float32 is none."""
+    numbers, wrong = parse_numbers(cells)
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(np.float32)
+    if wrong is None and np.isinf(narrow).any():
+        wrong = int(np.isinf(narrow).argmax())
+    return narrow, wrong
 
 
 def are_numbers(cells: Any) -> Any:

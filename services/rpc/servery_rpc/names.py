@@ -124,6 +124,19 @@ class DatasetName(ResourceName):
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class UploadName(ResourceName):
+    """`tenants/{tenant}/uploads/{sha256}`."""
+
+    tenant: str
+    sha256: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/uploads/([0-9a-f]{{64}})")
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/uploads/{self.sha256}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class TrainingJobName(ResourceName):
     """`tenants/{tenant}/trainingJobs/{job}`."""
 
