@@ -28,11 +28,13 @@ from servery_inference.engine import Engine, LoadFailedError, RunFailedError
 from servery_inference.ensembles import Ensemble, Lease, Plan
 from servery_inference.execution import Execution
 from servery_inference.golden import Golden
-from servery_inference.model_config import GRAPH, GivenConfig, offered, resolve
+from servery_inference.model_completion import resolve
+from servery_inference.model_config import GRAPH, GivenConfig, offered
 from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
 from servery_inference.queueing import Room
 from servery_inference.rate_limit import RateLimiter, Turns, demands
 from servery_inference.response_cache import CachedRunner, ResponseCache
+from servery_inference.row_wise import mixing
 from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
 from servery_inference.sequence_plan import SequencePlan
@@ -287,13 +289,13 @@ def _prepare(
     model: str, bundle: Bundle, options: ModelOptions, settings: EngineSettings
 ) -> Prepared:
     engine = open_engine(bundle.graph, options)
-    config = resolve(model, bundle.config, engine.signature, options, settings.auto_max_batch_size)
     rows = bundle.folder / golden.FILE
     proof = Golden.read(rows) if rows.exists() else None
     if proof is not None:
         proof.check(engine)
     elif bundle.golden_required:
         raise LoadFailedError(f"the bundle has no {golden.FILE}")
+    config = _resolved(model, bundle.config, engine, options, settings, proof)
     policy, sequences = BatchPolicy.of(config), None
     if config.HasField("sequence_batching"):
         sequences = SequencePlan.of(config, engine.signature, bundle.folder.parent)
@@ -302,6 +304,29 @@ def _prepare(
     labels = read_labels(config, (bundle.folder.parent, bundle.folder))
     offering = engine.offering(offered(config))
     return Prepared(offering, config, labels, policy, sequences, warmth)
+
+
+def _resolved(
+    model: str,
+    given: GivenConfig,
+    engine: Engine,
+    options: ModelOptions,
+    settings: EngineSettings,
+    proof: Golden | None,
+) -> ModelConfig:
+    """Complete a config; let requests share runs without being told to only where that is right."""
+    config = resolve(model, given, engine.signature, options, settings.auto_max_batch_size)
+    if config.HasField("dynamic_batching") and not given.message.HasField("dynamic_batching"):
+        problem = mixing(engine, proof)
+        if problem:
+            log.warning(
+                "model %s does not batch: %s; write max_batch_size to its config.pbtxt if it"
+                " shall all the same",
+                model,
+                problem,
+            )
+            return resolve(model, given, engine.signature, options, auto_max_batch_size=0)
+    return config
 
 
 def _warm(

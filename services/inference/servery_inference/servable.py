@@ -40,7 +40,7 @@ class Servable:
     Args:
         model: Name on the wire.
         version: From 1 up.
-        config: What it is told to be, complete; see `model_config.resolve`.
+        config: What it is told to be, complete; see `model_completion.resolve`.
         labels: Names of classes, by output.
         make_runner: Makes what runs its requests, which counts runs where it is told to.
     """
