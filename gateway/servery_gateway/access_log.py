@@ -4,7 +4,7 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -18,6 +18,9 @@ from servery_rpc.server import Service
 SERVICE: Final = "envoy.service.accesslog.v3.AccessLogService"
 _MESSAGE: Final = "envoy.service.accesslog.v3.StreamAccessLogsMessage"
 _RESPONSE: Final = "envoy.service.accesslog.v3.StreamAccessLogsResponse"
+
+USAGE_HEADER: Final = "servery-usage"
+"""What inference tells behind an answer, or before it over REST."""
 
 _OK: Final = 0
 _CANCELLED: Final = 1
@@ -107,6 +110,7 @@ def call_of(entry: Any) -> Call:
     claims = _text(metadata.get(TOKEN_METADATA), "claims", "tenant")
     path = request.path.partition("?")[0]
     is_http = path.startswith((_REST, JSON_PREFIX)) or request.original_path
+    used = _used(response)
     code = _HTTP_CODES.get(response.response_code.value, _UNKNOWN) if is_http else _code(response)
     return Call(
         id=_identity(common, request),
@@ -116,11 +120,14 @@ def call_of(entry: Any) -> Call:
             api_key=_text(metadata.get(TOKEN_METADATA), "claims", "sub"),
             model=_text(metadata.get(AUTHORIZATION_METADATA), "model"),
             code=code,
+            version=used.get("version", 0),
         ),
         reached_server=bool(common.upstream_cluster) and bool(response.response_code),
         model_answered=code == _OK and path.endswith(_ANSWERED_BY),
         sums=Sums(
             requests=1,
+            rows=used.get("rows", 0),
+            compute_ns=used.get("compute_ns", 0),
             request_bytes=request.request_body_bytes,
             response_bytes=response.response_body_bytes,
             duration_us=common.duration.seconds * 1_000_000 + common.duration.nanos // 1000,
@@ -136,10 +143,20 @@ def _identity(common: Any, request: Any) -> bytes:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
+def _used(response: Any) -> Mapping[str, int]:
+    """What inference says the call used, such as `version=3;rows=8;compute_ns=51000`."""
+    parts = (part.partition("=") for part in _told(response, USAGE_HEADER).split(";"))
+    return {key: int(value) for key, _, value in parts if value.isdecimal()}
+
+
+def _told(response: Any, key: str) -> str:
+    """The value that an answer has of `key`, behind it or before it; empty if it has none."""
+    text: str = response.response_trailers.get(key) or response.response_headers.get(key, "")
+    return text
+
+
 def _code(response: Any) -> int:
-    status = response.response_trailers.get("grpc-status") or response.response_headers.get(
-        "grpc-status", ""
-    )
+    status = _told(response, "grpc-status")
     if status.isdecimal():
         return int(status)
     return _UNKNOWN if response.response_code.value else _CANCELLED

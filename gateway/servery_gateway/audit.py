@@ -22,9 +22,13 @@ from servery_rpc.interceptor import request_id
 
 S = TypeVar("S")
 
-_ACTS: Final = ("CreateTenant", "CreateApiKey", "RevokeApiKey", "SetQuota", "SetRoute")
+_ACTS: Final = (
+    *("CreateTenant", "CreateApiKey", "RevokeApiKey", "SetQuota", "SetRoute"),
+    *("SetPrices", "SetBudget"),
+)
 _SUBJECTS: Final = (
     *("name", "parent", "tenant.name", "api_key.name", "quota.name", "route.name"),
+    *("prices.name", "budget.name"),
     *("tenant.display_name", "api_key.display_name"),
 )
 """Fields of requests and answers that tell what an act is about."""

@@ -16,13 +16,17 @@ from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
 from servery_gateway.audit import AuditLog, audited
+from servery_gateway.billing import Billing
+from servery_gateway.billing_servicer import BillingServicer
+from servery_gateway.billing_store import BillingStore
+from servery_gateway.budget import month_of
 from servery_gateway.certificate import CertificateFiles
 from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_sqlite
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
-from servery_gateway.limits import Rates
+from servery_gateway.limits import BUDGET_POLICY, REVOKED_POLICY, SPENT_POLICY, Rates
 from servery_gateway.meter import Meter, metering
 from servery_gateway.methods import GATEWAY, INFERENCE, INFERENCE_HTTP, REGISTRY, TRAINER
 from servery_gateway.model_routes import DEFAULT_POOL, ModelRoute
@@ -63,20 +67,33 @@ async def control_plane(
 
     usage = UsageStore(engine)
     quota_store = QuotaStore(engine)
+    billing_store = BillingStore(engine)
     routes = RouteStore(engine)
     pools = (DEFAULT_POOL, *settings.pools)
     fixed = _state(settings)
 
     def state() -> GatewayState:
-        revoked = store.keys_revoked_since(now() - DENIED_FOR)
+        time = now()
+        revoked = store.keys_revoked_since(time - DENIED_FOR)
+        limited = quota_store.limited()
         return replace(
             fixed,
             certificate=certificate.certificate if certificate else None,
             jwks=keys.jwks,
             models=tuple(r for r in routes.list() if _uses_only(r, pools)),
-            denied_keys=frozenset(str(name) for name in revoked),
-            spent=quota_store.spent(day_of(now())),
-            rates=replace(fixed.rates, owners=quota_store.rates()),
+            refused={
+                REVOKED_POLICY: frozenset(str(name) for name in revoked),
+                SPENT_POLICY: quota_store.spent(day_of(time)),
+                BUDGET_POLICY: billing_store.stopped(month_of(time)),
+            },
+            rates=replace(
+                fixed.rates,
+                owners={
+                    owner: quota.requests_per_second
+                    for owner, quota in limited.items()
+                    if quota.requests_per_second
+                },
+            ),
         )
 
     ads = AdsServer()
@@ -84,6 +101,7 @@ async def control_plane(
     data_plane = DataPlane(ads, files, state)
     routing = Routing(store, routes, pools, data_plane.refresh)
     quotas = Quotas(store, quota_store, data_plane.refresh, now)
+    billing = Billing(store, billing_store, data_plane.refresh, now)
     keyring = Keyring(
         store=store, pepper=pepper, signing_key=keys.current, deny=data_plane.refresh, now=now
     )
@@ -104,6 +122,7 @@ async def control_plane(
             usage=UsageServicer(store, usage),
             quotas=audit(QuotaServicer(quotas)),
             routes=audit(RouteServicer(routing)),
+            billing=audit(BillingServicer(billing)),
         ),
         ads.service,
         access_log.service,
@@ -112,6 +131,7 @@ async def control_plane(
         async with (
             metering(meter),
             background(quotas.follow()),
+            background(billing.follow()),
             background(renew_credentials(keys, certificate, data_plane.refresh, now)),
             serving(settings, *services, pools=[xds_pool.pool()]) as running,
         ):
@@ -176,8 +196,7 @@ def _state(settings: GatewaySettings) -> GatewayState:
         models=(),
         origins=settings.browser_origins,
         jwks=(),
-        denied_keys=frozenset(),
-        spent=frozenset(),
+        refused={},
         rates=Rates(
             exchanges_per_minute=settings.key_exchanges_per_minute,
             tenant_per_second=settings.tenant_requests_per_second,

@@ -1,14 +1,16 @@
 """The database of the gateway: how it is opened, and its tables."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Engine,
     ForeignKey,
     Index,
@@ -18,6 +20,9 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class Base(DeclarativeBase):
@@ -54,27 +59,66 @@ class ApiKeyRow(Base):
 class UsageRow(Base):
     """The calls of one minute that are alike."""
 
-    __tablename__ = "usage"
+    __tablename__ = "usage_sums"
 
     minute: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
     api_key: Mapped[str] = mapped_column(Text, primary_key=True)
     model: Mapped[str] = mapped_column(Text, primary_key=True)
     code: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     requests: Mapped[int] = mapped_column(BigInteger)
     request_bytes: Mapped[int] = mapped_column(BigInteger)
     response_bytes: Mapped[int] = mapped_column(BigInteger)
     duration_us: Mapped[int] = mapped_column(BigInteger)
+    rows: Mapped[int] = mapped_column(BigInteger)
+    compute_ns: Mapped[int] = mapped_column(BigInteger)
+    cost_nanos: Mapped[int] = mapped_column(BigInteger)
 
 
 class UsageDayRow(Base):
-    """How many calls of a tenant or a key reached a server on one day since 1970 in UTC."""
+    """The calls of an owner that reached a server on one day since 1970 in UTC, and their cost."""
 
     __tablename__ = "usage_days"
 
     day: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     owner: Mapped[str] = mapped_column(Text, primary_key=True)
     requests: Mapped[int] = mapped_column(BigInteger)
+    cost_nanos: Mapped[int] = mapped_column(BigInteger)
+
+
+class PricesRow(Base):
+    """What the calls of a tenant cost, in billionths; an empty name stands for all others."""
+
+    __tablename__ = "prices"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    thousand_requests_nanos: Mapped[int] = mapped_column(BigInteger)
+    thousand_rows_nanos: Mapped[int] = mapped_column(BigInteger)
+    compute_second_nanos: Mapped[int] = mapped_column(BigInteger)
+    gigabyte_nanos: Mapped[int] = mapped_column(BigInteger)
+
+
+class BudgetRow(Base):
+    """How much a tenant or a key may cost in a month; percentages are separated by commas."""
+
+    __tablename__ = "budgets"
+
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)
+    amount_nanos: Mapped[int] = mapped_column(BigInteger)
+    alert_percents: Mapped[str] = mapped_column(Text)
+    hard_stop: Mapped[bool] = mapped_column(Boolean)
+
+
+class BudgetAlertRow(Base):
+    """An alert that was raised in the month that begins on a day since 1970 in UTC."""
+
+    __tablename__ = "budget_alerts"
+
+    owner: Mapped[str] = mapped_column(Text, primary_key=True)
+    month: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    percent: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    time: Mapped[int] = mapped_column(BigInteger)
 
 
 class QuotaRow(Base):
@@ -85,6 +129,7 @@ class QuotaRow(Base):
     owner: Mapped[str] = mapped_column(Text, primary_key=True)
     requests_per_second: Mapped[int] = mapped_column(BigInteger)
     requests_per_day: Mapped[int] = mapped_column(BigInteger)
+    requests_in_flight: Mapped[int] = mapped_column(BigInteger)
 
 
 class RouteRow(Base):
@@ -105,6 +150,16 @@ class NotedCallRow(Base):
 
     id: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     minute: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+def to_us(time: datetime) -> int:
+    """Return a time as it is stored."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def from_us(microseconds: int) -> datetime:
+    """Return a time that was stored."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def open_sqlite(path: Path) -> Engine:

@@ -1,6 +1,6 @@
 """The filters that refuse calls for their number and their key. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ RATES_NAME: Final = "rate-limits"
 RATE_LIMIT: Final = f"{HTTP_FILTERS}.local_ratelimit.v3.LocalRateLimit"
 REVOKED_POLICY: Final = "revoked"
 SPENT_POLICY: Final = "spent"
+BUDGET_POLICY: Final = "budget"
 EXCHANGE_PATH: Final = "/servery.gateway.v1.AuthService/ExchangeApiKey"
 
 _MAX_BUCKETS: Final = 10_000
@@ -99,30 +100,27 @@ def rate_limits(rates: Rates) -> Resource:
     )
 
 
-def deny(revoked: Sequence[str], spent: Sequence[str]) -> Resource:
+def deny(refused: Mapping[str, Iterable[str]]) -> Resource:
     """Return the filter `DENIED_NAME`.
 
     Args:
-        revoked: Resource names of the keys that were revoked.
-        spent: Resource names of the tenants and keys that have used up their day.
+        refused: Policy, which says why, to resource names of tenants and keys.
     """
-    policies: dict[str, Any] = {}
-    if revoked:
-        policies[REVOKED_POLICY] = _policy([_token_has("sub", name) for name in revoked])
-    if spent:
-        policies[SPENT_POLICY] = _policy(
-            [
-                _token_has("sub", owner)
-                if "/apiKeys/" in owner
-                else _token_has("tenant", owner.removeprefix("tenants/"))
-                for owner in spent
-            ]
-        )
+    policies = {
+        policy: {
+            "permissions": [{"any": True}],
+            "principals": [_is(owner) for owner in sorted(owners)],
+        }
+        for policy, owners in refused.items()
+        if owners
+    }
     return typed(DENIED_NAME, {"@type": RBAC, "rules": {"action": "DENY", "policies": policies}})
 
 
-def _policy(principals: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return {"permissions": [{"any": True}], "principals": principals}
+def _is(owner: str) -> Mapping[str, Any]:
+    if "/apiKeys/" in owner:
+        return _token_has("sub", owner)
+    return _token_has("tenant", owner.removeprefix("tenants/"))
 
 
 def _token_has(claim: str, value: str) -> Mapping[str, Any]:

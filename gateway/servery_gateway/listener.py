@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from servery_gateway.access_log import USAGE_HEADER
 from servery_gateway.address import HostAddress
 from servery_gateway.extensions import ADS, CONTROL_PLANE, EXTENSIONS, typed
 from servery_gateway.filters import http_filters
@@ -109,7 +110,7 @@ def _connection_manager(methods: Sequence[Method]) -> dict[str, Any]:
 
 def _usage_log() -> Mapping[str, Any]:
     """How the control plane is told of every call, at its end."""
-    status = ["grpc-status"]
+    told = ["grpc-status", USAGE_HEADER]
     return typed(
         "envoy.access_loggers.http_grpc",
         {
@@ -121,7 +122,7 @@ def _usage_log() -> Mapping[str, Any]:
                 "buffer_flush_interval": "0.2s",
                 "buffer_size_bytes": _LOG_BUFFER_BYTES,
             },
-            "additional_response_headers_to_log": status,
-            "additional_response_trailers_to_log": status,
+            "additional_response_headers_to_log": told,
+            "additional_response_trailers_to_log": told,
         },
     )

@@ -30,6 +30,10 @@ _RESPONSE_BYTES: Final = Counter(
 _SECONDS: Final = Counter(
     "servery_gateway_call_seconds_total", "Time from the first byte of calls to the last", _LABELS
 )
+_ROWS: Final = Counter("servery_gateway_rows_total", "Rows of inference", _LABELS)
+_COMPUTE_SECONDS: Final = Counter(
+    "servery_gateway_compute_seconds_total", "Time that models ran for calls", _LABELS
+)
 _DROPPED: Final = Counter(
     "servery_gateway_calls_dropped_total", "Calls that were never counted: no database for too long"
 )
@@ -116,3 +120,5 @@ def _observe(call: Call) -> None:
     _REQUEST_BYTES.labels(*labels).inc(call.sums.request_bytes)
     _RESPONSE_BYTES.labels(*labels).inc(call.sums.response_bytes)
     _SECONDS.labels(*labels).inc(call.sums.duration_us / 1e6)
+    _ROWS.labels(*labels).inc(call.sums.rows)
+    _COMPUTE_SECONDS.labels(*labels).inc(call.sums.compute_ns / 1e9)

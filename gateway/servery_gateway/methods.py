@@ -10,7 +10,7 @@ from typing import Final
 
 from google.protobuf.descriptor import FileDescriptor
 
-from servery.gateway.v1 import gateway_pb2, quota_pb2, route_pb2, usage_pb2
+from servery.gateway.v1 import billing_pb2, gateway_pb2, quota_pb2, route_pb2, usage_pb2
 from servery.inference.v1 import grpc_service_pb2
 from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import dataset_pb2, training_pb2
@@ -150,6 +150,12 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
             "GetRoute": _holding("admin"),
             "ListRoutes": _holding("admin"),
         },
+        "servery.gateway.v1.BillingService": {
+            "SetPrices": _holding("admin"),
+            "GetPrices": _holding("admin"),
+            "SetBudget": _holding("admin"),
+            "GetBudget": _holding("admin"),
+        },
         "servery.gateway.v1.UsageService": {
             "QueryUsage": _holding("admin"),
             "ExportUsage": _holding("admin"),
@@ -163,6 +169,7 @@ _FILES: Final[tuple[tuple[str, FileDescriptor], ...]] = (
     (REGISTRY, registry_pb2.DESCRIPTOR),
     (TRAINER, dataset_pb2.DESCRIPTOR),
     (TRAINER, training_pb2.DESCRIPTOR),
+    (GATEWAY, billing_pb2.DESCRIPTOR),
     (GATEWAY, gateway_pb2.DESCRIPTOR),
     (GATEWAY, quota_pb2.DESCRIPTOR),
     (GATEWAY, route_pb2.DESCRIPTOR),

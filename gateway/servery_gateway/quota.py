@@ -1,13 +1,11 @@
 """Quotas: how much tenants and keys may call."""
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, fields
+from typing import Final
 
-from servery.errors.v1 import error_reason_pb2 as reasons
-from servery_rpc.errors import FieldInvalidError, ServeryError
+from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ApiKeyName, TenantName
 
-Limit = Literal["requests_per_second", "requests_per_day", "key_exchanges"]
 Owner = TenantName | ApiKeyName
 
 MAX_PER_SECOND: Final = 1_000_000
@@ -21,15 +19,12 @@ class Quota:
     requests_per_second: int = 0
     requests_per_day: int = 0
 
+    requests_in_flight: int = 0
+    """Of inference, at once and by each of its servers."""
 
-class QuotaExceededError(ServeryError):
-    """A quota is used up. Raised by nobody here: Envoy says it."""
 
-    reason = reasons.ERROR_REASON_QUOTA_EXCEEDED
-
-    def __init__(self, limit: Limit, retry_after_ms: int, what: str) -> None:
-        super().__init__(what, limit=limit)
-        self.retry_after_ms = retry_after_ms
+LIMITS: Final = tuple(field.name for field in fields(Quota))
+"""The names of all limits."""
 
 
 def parse_owner(text: str, field: str) -> Owner:
@@ -43,16 +38,14 @@ def parse_owner(text: str, field: str) -> Owner:
     return TenantName.parse(text, field)
 
 
-def parse_quota(requests_per_second: int, requests_per_day: int) -> Quota:
-    """Parse limits.
+def parse_quota(**limits: int) -> Quota:
+    """Parse limits, given by their names.
 
     Raises:
         FieldInvalidError: One is out of its range.
     """
-    for name, value, most in (
-        ("requests_per_second", requests_per_second, MAX_PER_SECOND),
-        ("requests_per_day", requests_per_day, _MAX_PER_DAY),
-    ):
+    for name, value in limits.items():
+        most = _MAX_PER_DAY if name == "requests_per_day" else MAX_PER_SECOND
         if not 0 <= value <= most:
             raise FieldInvalidError(f"quota.{name}", value, f"be 0 to {most}")
-    return Quota(requests_per_second=requests_per_second, requests_per_day=requests_per_day)
+    return Quota(**limits)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 
 from servery.gateway.v1 import quota_pb2 as pb
 from servery.gateway.v1 import quota_pb2_grpc as pb_grpc
-from servery_gateway.quota import Owner, Quota, parse_owner, parse_quota
+from servery_gateway.quota import LIMITS, Owner, Quota, parse_owner, parse_quota
 from servery_gateway.quotas import Quotas
 from servery_rpc.identity import caller_of
 from servery_rpc.names import DEFAULT_TENANT, TenantName
@@ -30,7 +31,7 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
         # A tenant must not lift its own quota.
         of_tenant = isinstance(owner, TenantName)
         caller_of(context).require("admin", DEFAULT_TENANT if of_tenant else owner.tenant)
-        quota = parse_quota(request.quota.requests_per_second, request.quota.requests_per_day)
+        quota = parse_quota(**{name: getattr(request.quota, name) for name in LIMITS})
         await self._quotas.set(owner, quota)
         return pb.SetQuotaResponse(quota=_to_proto(owner, quota))
 
@@ -48,8 +49,4 @@ class QuotaServicer(pb_grpc.QuotaServiceServicer):
 
 
 def _to_proto(owner: Owner, quota: Quota) -> pb.Quota:
-    return pb.Quota(
-        name=str(owner),
-        requests_per_second=quota.requests_per_second,
-        requests_per_day=quota.requests_per_day,
-    )
+    return pb.Quota(name=str(owner), **asdict(quota))

@@ -3,11 +3,13 @@
 An owner is the resource name of a tenant or a key.
 """
 
-from sqlalchemy import Engine, and_, select
+from dataclasses import asdict
+
+from sqlalchemy import Engine, and_, or_, select
 from sqlalchemy.orm import Session
 
 from servery_gateway.database import QuotaRow, UsageDayRow
-from servery_gateway.quota import Quota
+from servery_gateway.quota import LIMITS, Quota
 
 
 class QuotaStore:
@@ -18,29 +20,22 @@ class QuotaStore:
 
     def set(self, owner: str, quota: Quota) -> None:
         """Replace the quota of an owner."""
-        row = QuotaRow(
-            owner=owner,
-            requests_per_second=quota.requests_per_second,
-            requests_per_day=quota.requests_per_day,
-        )
         with Session(self._engine) as session, session.begin():
-            session.merge(row)
+            session.merge(QuotaRow(owner=owner, **asdict(quota)))
 
     def get(self, owner: str) -> Quota:
         """Return the quota of an owner; one that was never set has no limits."""
         with Session(self._engine) as session:
             row = session.get(QuotaRow, owner)
-            if row is None:
-                return Quota()
-            return Quota(
-                requests_per_second=row.requests_per_second, requests_per_day=row.requests_per_day
-            )
+            return Quota() if row is None else _quota(row)
 
-    def rates(self) -> dict[str, int]:
-        """Return the calls a second that each owner may make, where that is limited."""
-        query = select(QuotaRow).where(QuotaRow.requests_per_second > 0)
+    def limited(self) -> dict[str, Quota]:
+        """Return the quota of every owner whose calls a second or in flight are limited."""
+        query = select(QuotaRow).where(
+            or_(QuotaRow.requests_per_second > 0, QuotaRow.requests_in_flight > 0)
+        )
         with Session(self._engine) as session:
-            return {row.owner: row.requests_per_second for row in session.scalars(query)}
+            return {row.owner: _quota(row) for row in session.scalars(query)}
 
     def requests_of(self, owner: str, day: int) -> int:
         """Return how many calls of an owner reached a server on a day since 1970."""
@@ -57,3 +52,7 @@ class QuotaStore:
         )
         with Session(self._engine) as session:
             return frozenset(session.scalars(query))
+
+
+def _quota(row: QuotaRow) -> Quota:
+    return Quota(**{name: getattr(row, name) for name in LIMITS})

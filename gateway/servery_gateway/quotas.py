@@ -12,7 +12,6 @@ from servery_gateway.snapshot import ConfigurationRejectedError
 from servery_gateway.store import Store
 from servery_gateway.usage import day_of
 from servery_rpc.errors import ServeryError
-from servery_rpc.names import TenantName
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +65,7 @@ class Quotas:
             TenantNotFoundError: There is no such tenant.
             ApiKeyNotFoundError: There is no such key.
         """
-        if isinstance(owner, TenantName):
-            await asyncio.to_thread(self._store.tenant, owner)
-        else:
-            await asyncio.to_thread(self._store.key, owner)
+        await asyncio.to_thread(self._store.require, owner)
         return await asyncio.to_thread(self._quotas.get, str(owner))
 
     async def requests_today(self, owner: Owner) -> int:

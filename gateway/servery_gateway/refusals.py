@@ -5,19 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.rpc import code_pb2
-from google.rpc.error_details_pb2 import QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from servery_gateway.extensions import EXTENSIONS, typed
 from servery_gateway.keys import ApiKeyInvalidError
-from servery_gateway.limits import EXCHANGE_PATH, REVOKED_POLICY, SPENT_POLICY
-from servery_gateway.quota import Limit, QuotaExceededError
+from servery_gateway.limits import BUDGET_POLICY, EXCHANGE_PATH, REVOKED_POLICY, SPENT_POLICY
 from servery_gateway.transcoding import JSON_PREFIX, ORIGINAL_PATH
-from servery_rpc.errors import ServeryError, to_status
+from servery_rpc.errors import QuotaExceededError, ServeryError, to_status
 
 _AN_HOUR_MS: Final = 3_600_000
 _CODES: Final = {
@@ -78,6 +74,13 @@ def _refusals() -> list[_Refusal]:
             " midnight in UTC, or ask an administrator for a higher quota",
         ),
         _quota(
+            _denied_by(BUDGET_POLICY),
+            "budget",
+            _AN_HOUR_MS,
+            "the budget of this tenant or key for this month is spent; it begins anew on the first"
+            " of the month in UTC, or ask an administrator for a higher budget",
+        ),
+        _quota(
             f"{limited} && request.path == '{EXCHANGE_PATH}'",
             "key_exchanges",
             10_000,
@@ -110,27 +113,13 @@ def _bad_token() -> _Refusal:
     )
 
 
-def _quota(expression: str, limit: Limit, retry_after_ms: int, what: str) -> _Refusal:
-    delay = Duration()
-    delay.FromMilliseconds(retry_after_ms)
-    violation = QuotaFailure.Violation(subject=limit, description=what)
-    return _worded(
-        expression,
-        429,
-        QuotaExceededError(limit, retry_after_ms, what),
-        RetryInfo(retry_delay=delay),
-        QuotaFailure(violations=[violation]),
-    )
+def _quota(expression: str, limit: str, retry_after_ms: int, what: str) -> _Refusal:
+    return _worded(expression, 429, QuotaExceededError(limit, retry_after_ms, what))
 
 
-def _worded(expression: str, http_status: int, error: ServeryError, *details: Any) -> _Refusal:
-    """Answer as a server that raises `error` would, with more details."""
-    status = to_status(error)
-    for detail in details:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return _Refusal(expression, http_status, status)
+def _worded(expression: str, http_status: int, error: ServeryError) -> _Refusal:
+    """Answer as a server that raises `error` would."""
+    return _Refusal(expression, http_status, to_status(error))
 
 
 def _over_grpc(refusal: _Refusal) -> Mapping[str, Any]:

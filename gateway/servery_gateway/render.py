@@ -20,7 +20,7 @@ def tenant_to_proto(tenant: Tenant) -> pb.Tenant:
     return pb.Tenant(
         name=str(tenant.name),
         display_name=tenant.display_name,
-        create_time=_timestamp(tenant.create_time),
+        create_time=timestamp(tenant.create_time),
     )
 
 
@@ -30,10 +30,10 @@ def key_to_proto(key: ApiKey) -> pb.ApiKey:
         name=str(key.name),
         display_name=key.display_name,
         permissions=permissions_to_proto(key.permissions),
-        create_time=_timestamp(key.create_time),
-        expire_time=_timestamp(key.expire_time) if key.expire_time else None,
-        revoke_time=_timestamp(key.revoke_time) if key.revoke_time else None,
-        last_use_time=_timestamp(key.last_use_time) if key.last_use_time else None,
+        create_time=timestamp(key.create_time),
+        expire_time=timestamp(key.expire_time) if key.expire_time else None,
+        revoke_time=timestamp(key.revoke_time) if key.revoke_time else None,
+        last_use_time=timestamp(key.last_use_time) if key.last_use_time else None,
     )
 
 
@@ -72,7 +72,8 @@ def expire_time_from_proto(key: pb.ApiKey, field: str) -> datetime | None:
         ) from None
 
 
-def _timestamp(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp
+def timestamp(time: datetime) -> Timestamp:
+    """Render a time."""
+    rendered = Timestamp()
+    rendered.FromDatetime(time)
+    return rendered

@@ -1,6 +1,13 @@
 """The services of servery.gateway.v1, by the names of the contracts."""
 
-from servery.gateway.v1 import gateway_pb2_grpc, quota_pb2_grpc, route_pb2_grpc, usage_pb2_grpc
+from servery.gateway.v1 import (
+    billing_pb2_grpc,
+    gateway_pb2_grpc,
+    quota_pb2_grpc,
+    route_pb2_grpc,
+    usage_pb2_grpc,
+)
+from servery_gateway.billing_servicer import BillingServicer
 from servery_gateway.quota_servicer import QuotaServicer
 from servery_gateway.route_servicer import RouteServicer
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
@@ -18,6 +25,7 @@ def public_services(
     usage: UsageServicer,
     quotas: QuotaServicer,
     routes: RouteServicer,
+    billing: BillingServicer,
 ) -> tuple[Service, ...]:
     """Return what the control plane serves to callers, through Envoy."""
     return (
@@ -44,5 +52,9 @@ def public_services(
         Service(
             f"{_PACKAGE}.RouteService",
             lambda server: route_pb2_grpc.add_RouteServiceServicer_to_server(routes, server),
+        ),
+        Service(
+            f"{_PACKAGE}.BillingService",
+            lambda server: billing_pb2_grpc.add_BillingServiceServicer_to_server(billing, server),
         ),
     )

@@ -1,19 +1,16 @@
 """Tenants and API keys on disk. Every method blocks; what it wrote is durable when it returns."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import Engine, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from servery_gateway.database import ApiKeyRow, TenantRow
+from servery_gateway.database import ApiKeyRow, TenantRow, from_us, to_us
 from servery_gateway.keys import ApiKey, ApiKeyNotFoundError, Permission
 from servery_gateway.tenants import Tenant, TenantExistsError, TenantNotFoundError
 from servery_rpc.names import ApiKeyName, TenantName
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Store:
@@ -31,7 +28,7 @@ class Store:
         row = TenantRow(
             tenant=tenant.name.tenant,
             display_name=tenant.display_name,
-            create_time=_to_us(tenant.create_time),
+            create_time=to_us(tenant.create_time),
         )
         try:
             with Session(self._engine) as session, session.begin():
@@ -71,8 +68,8 @@ class Store:
             display_name=key.display_name,
             secret_digest=secret_digest,
             permissions=json.dumps([[p.verb, p.models] for p in key.permissions]),
-            create_time=_to_us(key.create_time),
-            expire_time=None if key.expire_time is None else _to_us(key.expire_time),
+            create_time=to_us(key.create_time),
+            expire_time=None if key.expire_time is None else to_us(key.expire_time),
             revoke_time=None,
         )
         with Session(self._engine) as session, session.begin():
@@ -98,6 +95,18 @@ class Store:
             if row is None or row.tenant != name.tenant:
                 raise ApiKeyNotFoundError(name)
             return _key(row)
+
+    def require(self, owner: TenantName | ApiKeyName) -> None:
+        """Do nothing if there is such a tenant or key.
+
+        Raises:
+            TenantNotFoundError: There is no such tenant.
+            ApiKeyNotFoundError: There is no such key.
+        """
+        if isinstance(owner, TenantName):
+            self.tenant(owner)
+        else:
+            self.key(owner)
 
     def keys(self, tenant: TenantName, limit: int, after: ApiKeyName | None) -> list[ApiKey]:
         """Return up to `limit` keys of a tenant, the newest first, those behind the key `after`.
@@ -133,12 +142,12 @@ class Store:
             if row is None or row.tenant != name.tenant:
                 raise ApiKeyNotFoundError(name)
             if row.revoke_time is None:
-                row.revoke_time = _to_us(now)
+                row.revoke_time = to_us(now)
             return _key(row)
 
     def keys_revoked_since(self, time: datetime) -> frozenset[ApiKeyName]:
         """Return the keys that were revoked at `time` or later."""
-        query = select(ApiKeyRow).where(ApiKeyRow.revoke_time >= _to_us(time))
+        query = select(ApiKeyRow).where(ApiKeyRow.revoke_time >= to_us(time))
         with Session(self._engine) as session:
             return frozenset(_key(row).name for row in session.scalars(query))
 
@@ -147,7 +156,7 @@ def _tenant(row: TenantRow) -> Tenant:
     return Tenant(
         name=TenantName(row.tenant),
         display_name=row.display_name,
-        create_time=_from_us(row.create_time),
+        create_time=from_us(row.create_time),
     )
 
 
@@ -158,18 +167,10 @@ def _key(row: ApiKeyRow) -> ApiKey:
         permissions=tuple(
             Permission(verb, tuple(models)) for verb, models in json.loads(row.permissions)
         ),
-        create_time=_from_us(row.create_time),
-        expire_time=None if row.expire_time is None else _from_us(row.expire_time),
-        revoke_time=None if row.revoke_time is None else _from_us(row.revoke_time),
+        create_time=from_us(row.create_time),
+        expire_time=None if row.expire_time is None else from_us(row.expire_time),
+        revoke_time=None if row.revoke_time is None else from_us(row.revoke_time),
         last_use_time=None
         if row.last_use_minute is None
-        else _EPOCH + timedelta(minutes=row.last_use_minute),
+        else from_us(row.last_use_minute * 60_000_000),
     )
-
-
-def _to_us(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def _from_us(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)

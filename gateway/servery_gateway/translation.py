@@ -60,11 +60,8 @@ class GatewayState:
     jwks: tuple[Mapping[str, str], ...]
     """The public keys that tokens are verified with, as JSON Web Keys."""
 
-    denied_keys: frozenset[str]
-    """Resource names of the API keys whose tokens are refused."""
-
-    spent: frozenset[str]
-    """Resource names of the tenants and API keys that have used up their day."""
+    refused: Mapping[str, frozenset[str]]
+    """Why (a policy of `limits`) to resource names of the tenants and keys that are refused."""
 
     rates: Rates
     """How often may be called."""
@@ -101,7 +98,7 @@ def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
             SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
             EXTENSION: {
                 AUTHENTICATION_NAME: authentication(methods, state.jwks),
-                DENIED_NAME: deny(sorted(state.denied_keys), sorted(state.spent)),
+                DENIED_NAME: deny(state.refused),
                 RATES_NAME: rate_limits(state.rates),
             },
             LISTENER: {

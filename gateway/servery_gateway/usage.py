@@ -1,13 +1,13 @@
 """Usage: what a call was, and how calls are summed up. Pure: no clock, no database."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, get_args
 
 from servery_rpc.errors import FieldInvalidError
 
-Dimension = Literal["tenant", "api_key", "model", "code"]
+Dimension = Literal["tenant", "api_key", "model", "code", "version"]
 DIMENSIONS: Final[tuple[Dimension, ...]] = get_args(Dimension)
 
 MINUTES_A_DAY: Final = 24 * 60
@@ -24,13 +24,21 @@ class Sums:
     response_bytes: int
     duration_us: int
 
+    rows: int = 0
+    """Of inference."""
+
+    compute_ns: int = 0
+    """How long models ran."""
+
+    cost_nanos: int = 0
+    """What the calls cost, in billionths."""
+
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            requests=self.requests + other.requests,
-            request_bytes=self.request_bytes + other.request_bytes,
-            response_bytes=self.response_bytes + other.response_bytes,
-            duration_us=self.duration_us + other.duration_us,
-        )
+        return Sums(**{name: getattr(self, name) + getattr(other, name) for name in AMOUNTS})
+
+
+AMOUNTS: Final = tuple(field.name for field in fields(Sums))
+"""The names of all sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,9 @@ class Bill:
 
     code: int
     """The `google.rpc.Code` that the caller got."""
+
+    version: int = 0
+    """Of the model that answered; 0: none, or several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import grpc
@@ -28,6 +29,12 @@ _ALL: Final = "tenants/-"
 _MAX_ROWS: Final = 10_000
 _MAX_EXPORTED_ROWS: Final = 1_000_000
 _CHUNK_ROWS: Final = 2_000
+_SUMS: Final = (
+    *("requests", "request_bytes", "response_bytes", "duration_s"),
+    *("rows", "compute_s", "cost"),
+)
+"""Columns of a CSV file behind those of the dimensions."""
+
 _DIMENSIONS: Final[dict[int, Dimension]] = {
     pb.UsageDimension.Value(f"USAGE_DIMENSION_{name.upper()}"): name for name in DIMENSIONS
 }
@@ -53,8 +60,7 @@ class UsageServicer(pb_grpc.UsageServiceServicer):
         """See usage.proto."""
         rows = await self._rows(request.query, context, _MAX_EXPORTED_ROWS)
         group_by = [_DIMENSIONS[dimension] for dimension in request.query.group_by]
-        header = ["start_time", *group_by, "requests", "request_bytes", "response_bytes"]
-        yield pb.ExportUsageResponse(chunk=_csv([[*header, "duration_s"]]))
+        yield pb.ExportUsageResponse(chunk=_csv([["start_time", *group_by, *_SUMS]]))
         for first in range(0, len(rows), _CHUNK_ROWS):
             lines = [_line(row) for row in rows[first : first + _CHUNK_ROWS]]
             yield pb.ExportUsageResponse(chunk=_csv(lines))
@@ -118,14 +124,18 @@ def _interval(request: pb.UsageQuery) -> timedelta | None:
 
 
 def _row(row: Row) -> pb.UsageRow:
-    duration = Duration()
+    duration, compute_time = Duration(), Duration()
     duration.FromMicroseconds(row.sums.duration_us)
+    compute_time.FromNanoseconds(row.sums.compute_ns)
     message = pb.UsageRow(
         start_time=Timestamp(seconds=row.start_minute * 60),
         requests=row.sums.requests,
         request_bytes=row.sums.request_bytes,
         response_bytes=row.sums.response_bytes,
         duration=duration,
+        rows=row.sums.rows,
+        compute_time=compute_time,
+        cost_nanos=row.sums.cost_nanos,
     )
     for dimension, value in row.group.items():
         setattr(message, dimension, value)
@@ -141,10 +151,13 @@ def _line(row: Row) -> list[str | int]:
         row.sums.request_bytes,
         row.sums.response_bytes,
         f"{row.sums.duration_us / 1e6:.6f}",
+        row.sums.rows,
+        f"{row.sums.compute_ns / 1e9:.9f}",
+        str(Decimal(row.sums.cost_nanos).scaleb(-9)),
     ]
 
 
-def _csv(lines: Iterable[list[str] | list[str | int]]) -> bytes:
+def _csv(lines: Iterable[Sequence[str | int]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows(lines)
     return text.getvalue().encode()

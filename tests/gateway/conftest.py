@@ -62,6 +62,9 @@ class Backend(grpc.GenericRpcHandler):
     hold: asyncio.Event | None = None
     """If set, streams stay open after their messages until it is."""
 
+    trailing: tuple[tuple[str, str], ...] = ()
+    """Metadata behind every answer."""
+
     def service(self, handler_call_details: Any) -> Any:
         path = handler_call_details.method
         for method in methods():
@@ -72,6 +75,7 @@ class Backend(grpc.GenericRpcHandler):
     def _record(self, path: str, context: Any) -> None:
         self.metadata[path] = dict(context.invocation_metadata())
         self.time_remaining_s[path] = context.time_remaining()
+        context.set_trailing_metadata(self.trailing)
 
     def _handler(self, method: Method) -> Any:
         _, response = message_classes(method)

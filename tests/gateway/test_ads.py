@@ -22,7 +22,7 @@ NAMES = ("revoked-keys",)
 
 
 def snapshot(*denied: str) -> Snapshot:
-    return Snapshot({EXTENSION: {"revoked-keys": deny(denied, ()), "other": deny((), ())}})
+    return Snapshot({EXTENSION: {"revoked-keys": deny({"revoked": denied}), "other": deny({})}})
 
 
 class Subscriber:

@@ -65,8 +65,7 @@ LOCAL = GatewayState(
     models=(),
     origins=(),
     jwks=(JWK,),
-    denied_keys=frozenset(),
-    spent=frozenset(),
+    refused={},
     rates=Rates(exchanges_per_minute=600, owners={}),
 )
 CLUSTERED = GatewayState(
@@ -89,8 +88,11 @@ CLUSTERED = GatewayState(
     ),
     origins=("https://app.example.org",),
     jwks=(JWK,),
-    denied_keys=frozenset({"tenants/acme/apiKeys/2", "tenants/acme/apiKeys/1"}),
-    spent=frozenset({"tenants/dry", "tenants/acme/apiKeys/3"}),
+    refused={
+        "revoked": frozenset({"tenants/acme/apiKeys/2", "tenants/acme/apiKeys/1"}),
+        "spent": frozenset({"tenants/dry", "tenants/acme/apiKeys/3"}),
+        "budget": frozenset({"tenants/broke"}),
+    },
     rates=Rates(
         exchanges_per_minute=60,
         tenant_per_second=100,
@@ -156,7 +158,7 @@ def test_the_order_of_what_goes_in_does_not_matter() -> None:
 
 def test_a_revocation_changes_the_deny_list_and_nothing_else() -> None:
     before = translate(LOCAL, TABLE).versions
-    revoked = replace(LOCAL, denied_keys=frozenset({"tenants/a/apiKeys/1"}))
+    revoked = replace(LOCAL, refused={"revoked": frozenset({"tenants/a/apiKeys/1"})})
     after = translate(revoked, TABLE).versions
     assert {kind for kind in before if before[kind] != after[kind]} == {EXTENSION}
 
