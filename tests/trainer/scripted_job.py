@@ -77,6 +77,10 @@ def main() -> int:
         case "leaves":
             child = subprocess.Popen(["sleep", "1000"])  # noqa: S607
             progress(step=1, metrics={"pid": child.pid})
+        case "hides":
+            child = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # noqa: S607
+            progress(step=1, metrics={"pid": child.pid})
+            signal.pause()
         case "resumes":
             seen = args.out.parent / "seen"
             if not seen.exists():

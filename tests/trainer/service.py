@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ from servery.registry.v1 import registry_pb2_grpc
 from servery.trainer.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2, training_pb2_grpc
 from servery_rpc.identity import CLAIMS_HEADER
 from servery_trainer.__main__ import trainer
+from servery_trainer.resources import Resources
 from servery_trainer.settings import TrainerSettings
+from servery_trainer.store import queued
+from servery_trainer.terms import Capacity, Terms
 
+CAPACITY = Capacity(Resources(cores=2, memory_bytes=8 * 1024**3), parallel_jobs=1)
 SCRIPT = Path(__file__).with_name("scripted_job.py")
 NOWHERE = "unix:/nonexistent/registry.sock"
 
@@ -106,17 +111,23 @@ class Client:
         return response.dataset
 
     async def create(
-        self, spec: training_pb2.TrainingSpec, parent: str = "tenants/default", **fields: Any
+        self,
+        spec: training_pb2.TrainingSpec,
+        parent: str = "tenants/default",
+        terms: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> training_pb2.TrainingJob:
         request = training_pb2.CreateTrainingJobRequest(
-            parent=parent, training_job=training_pb2.TrainingJob(spec=spec), **fields
+            parent=parent, training_job=training_pb2.TrainingJob(spec=spec, **terms or {}), **fields
         )
         return (await self.jobs.CreateTrainingJob(request, metadata=self.metadata)).training_job
 
-    async def train(self, model: str, **fields: Any) -> training_pb2.TrainingJob:
+    async def train(
+        self, model: str, terms: Mapping[str, Any] | None = None, **fields: Any
+    ) -> training_pb2.TrainingJob:
         """Create a job whose scripted process does what the id `model` says."""
         dataset = await self.upload()
-        return await self.create(spec(dataset.name, model, **fields))
+        return await self.create(spec(dataset.name, model, **fields), terms=terms)
 
     async def get(self, name: str) -> training_pb2.TrainingJob:
         request = training_pb2.GetTrainingJobRequest(name=name)
@@ -164,6 +175,14 @@ def spec(dataset: str, model: str, *, alias: str = "", **task: Any) -> training_
         tabular_classification=training_pb2.TabularClassification(**{"target": "kind"} | task),
         publication=training_pb2.Publication(model=f"tenants/default/models/{model}", alias=alias),
     )
+
+
+def queued_job(
+    name: str, at: datetime, spec: training_pb2.TrainingSpec | None = None, **terms: Any
+) -> training_pb2.TrainingJob:
+    """A job to put in a store."""
+    given = Terms(**{"resources": Resources(1, 1024**3)} | terms)
+    return queued(name, spec or training_pb2.TrainingSpec(), given, at)
 
 
 @asynccontextmanager

@@ -12,19 +12,22 @@ import pytest
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.executor import Work
-from servery_trainer.local_executor import LocalExecutor
+from servery_trainer.jobs import Crashed
+from servery_trainer.local_executor import LocalExecutor, network_is_closed
+from servery_trainer.resources import Resources
 from tests.trainer.service import alive, spec, until
 
 
 @pytest.fixture
 def executor(command: Sequence[str]) -> LocalExecutor:
-    return LocalExecutor(num_threads=1, grace_s=0.2, command=command)
+    return LocalExecutor(grace_s=0.2, command=command)
 
 
-def work(directory: Path, model: str) -> Work:
+def work(directory: Path, model: str, memory_bytes: int = 0) -> Work:
     job = f"tenants/default/trainingJobs/{model}"
     given = spec(f"tenants/default/datasets/{'0' * 64}", model)
-    return Work(job, given, directory / "data.csv", directory / "jobs" / model)
+    resources = Resources(1, memory_bytes)
+    return Work(job, given, directory / "data.csv", directory / "jobs" / model, resources)
 
 
 class Seen(list[pb.Progress]):
@@ -75,10 +78,10 @@ async def test_a_crash_is_told_in_words(
     executor: LocalExecutor, tmp_path: Path, model: str, words: str
 ) -> None:
     outcome = await executor.run(work(tmp_path, model), Seen())
-    assert isinstance(outcome, pb.JobError)
-    assert outcome.reason == reasons.ERROR_REASON_TRAINING_JOB_CRASHED
-    assert outcome.metadata == {"exit": words}
-    assert str(tmp_path) not in outcome.message
+    assert isinstance(outcome, Crashed)
+    assert outcome.error.reason == reasons.ERROR_REASON_TRAINING_JOB_CRASHED
+    assert outcome.error.metadata == {"exit": words}
+    assert str(tmp_path) not in outcome.error.message
 
 
 async def test_an_error_of_the_process_is_passed_on(
@@ -124,13 +127,19 @@ async def test_what_the_process_started_ends_with_it(
 
 
 async def test_a_process_that_wants_too_much_memory_fails_alone(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    outcome = await executor.run(work(tmp_path, "hoards", memory_bytes=1024**3), Seen())
+    assert isinstance(outcome, Crashed)
+    assert outcome.error.metadata == {"exit": "exit status 1"}
+    assert str(1024**3) in outcome.error.message
+
+
+async def test_an_operator_may_limit_the_address_space(
     command: Sequence[str], tmp_path: Path
 ) -> None:
-    executor = LocalExecutor(num_threads=1, memory_bytes=1024**3, command=command)
-    outcome = await executor.run(work(tmp_path, "hoards"), Seen())
-    assert isinstance(outcome, pb.JobError)
-    assert outcome.metadata == {"exit": "exit status 1"}
-    assert str(1024**3) in outcome.message
+    executor = LocalExecutor(address_space_bytes=1024**3, command=command)
+    assert isinstance(await executor.run(work(tmp_path, "hoards"), Seen()), Crashed)
 
 
 async def test_training_gives_way_to_serving(executor: LocalExecutor, tmp_path: Path) -> None:
@@ -157,22 +166,52 @@ from pathlib import Path
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.executor import Work
 from servery_trainer.local_executor import LocalExecutor
-directory, *command = sys.argv[1:]
+from servery_trainer.resources import Resources
+directory, model, *command = sys.argv[1:]
 def show(progress):
     if "pid" in progress.metrics:
         print(int(progress.metrics["pid"]), flush=True)
-spec = pb.TrainingSpec(publication=pb.Publication(model="tenants/default/models/resists"))
-work = Work("a job", spec, Path(directory, "data.csv"), Path(directory, "job"))
-asyncio.run(LocalExecutor(num_threads=1, command=command).run(work, show))
+spec = pb.TrainingSpec(publication=pb.Publication(model=f"tenants/default/models/{model}"))
+work = Work("a job", spec, Path(directory, "data.csv"), Path(directory, "job"), Resources(1, 0))
+asyncio.run(LocalExecutor(command=command).run(work, show))
 """
 
 
-def test_the_process_dies_with_the_trainer(command: Sequence[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("resists", id="the job"),
+        pytest.param("hides", id="what it started, in a session of its own"),
+    ],
+)
+def test_nothing_outlives_a_killed_trainer(
+    command: Sequence[str], tmp_path: Path, model: str
+) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), *command], stdout=subprocess.PIPE
+        [sys.executable, "-c", PARENT, str(tmp_path), model, *command], stdout=subprocess.PIPE
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert alive(pid)
         parent.kill()
     asyncio.run(until(lambda: not alive(pid)))
+
+
+async def test_a_job_runs_on_as_many_cpus_as_it_has_cores(
+    executor: LocalExecutor, tmp_path: Path
+) -> None:
+    seen = Seen()
+    run = asyncio.create_task(executor.run(work(tmp_path, "hangs"), seen))
+    assert len(os.sched_getaffinity(await seen.pid())) == 1
+    run.cancel()
+    await asyncio.wait([run])
+
+
+@pytest.mark.skipif(not network_is_closed(), reason="the kernel permits no network namespaces")
+async def test_a_job_has_no_network(executor: LocalExecutor, tmp_path: Path) -> None:
+    seen = Seen()
+    run = asyncio.create_task(executor.run(work(tmp_path, "hangs"), seen))
+    pid = await seen.pid()
+    assert os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
+    run.cancel()
+    await asyncio.wait([run])

@@ -12,9 +12,11 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import DependencyUnavailableError, FieldInvalidError
 from servery_rpc.names import TrainingJobName
 from servery_trainer.database import open_database
+from servery_trainer.event_log import EventLog, parse_resume_token
 from servery_trainer.jobs import QUEUED, RUNNING
-from servery_trainer.progress import EventLog, Recorder, coalesce, parse_resume_token
+from servery_trainer.progress import JOBS, Recorder, coalesce
 from servery_trainer.store import JobStore
+from tests.trainer.service import CAPACITY, queued_job
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NAME = TrainingJobName("default", "a")
@@ -26,9 +28,9 @@ class World:
 
     def __init__(self, path: Path) -> None:
         self.engine = open_database(path)
-        self.log = EventLog(self.engine, asyncio.get_running_loop())
-        self.store = JobStore(self.engine, self.log.changed)
-        self.store.create(NAME, pb.TrainingSpec(), None, NOON)
+        self.log = EventLog(self.engine, asyncio.get_running_loop(), JOBS)
+        self.store = JobStore(self.engine, CAPACITY, self.log.changed)
+        self.store.create(queued_job(str(NAME), NOON), None, NOON)
         self.store.claim(NOON)
 
     def train(self, *progress: pb.Progress) -> None:
@@ -113,7 +115,7 @@ async def test_a_watcher_is_sent_away_when_the_trainer_stops(world: World) -> No
 
 
 @pytest.mark.parametrize(
-    "token", ["x", "a", "a:", "a:x", "b:1", "a:-1", ":1", "a:²", "a:" + "9" * 99]
+    "token", ["x", "a", "a:", "a:x", "b:1", "a:-1", ":1", "a:²", "a:01", "a:" + "9" * 99]
 )
 def test_a_token_of_anything_else_is_refused(token: str) -> None:
     with pytest.raises(FieldInvalidError):

@@ -16,7 +16,11 @@ from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.names import AliasName, ModelName
 from servery_trainer.publisher import RegistryPublisher, dial_registry
-from servery_trainer.scheduler import PublicationRefusedError, PublicationWithdrawnError
+from servery_trainer.scheduler import (
+    PublicationRefusedError,
+    PublicationWithdrawnError,
+    RegistryFaultError,
+)
 from tests.trainer.service import NOWHERE, failure
 
 
@@ -53,7 +57,7 @@ async def settle(publisher: RegistryPublisher, of: training_pb2.TrainingJob, bun
     """Register as the scheduler does: until there is an answer."""
     async with asyncio.timeout(30):
         while True:
-            with contextlib.suppress(DependencyUnavailableError):
+            with contextlib.suppress(DependencyUnavailableError, RegistryFaultError):
                 return await publisher.register(of, bundle, yes)
 
 

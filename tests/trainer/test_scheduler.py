@@ -17,18 +17,22 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.names import TrainingJobName
 from servery_trainer.__main__ import trainer
 from servery_trainer.database import open_database
+from servery_trainer.event_log import EventLog
+from servery_trainer.job_directories import JobDirectories
 from servery_trainer.jobs import CANCELLED, FAILED, PUBLISHING, QUEUED, RUNNING, SUCCEEDED
 from servery_trainer.local_executor import LocalExecutor
-from servery_trainer.progress import EventLog
+from servery_trainer.progress import JOBS
 from servery_trainer.publisher import RegistryPublisher, dial_registry
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.settings import TrainerSettings
 from servery_trainer.store import JobStore
 from tests.trainer.service import (
+    CAPACITY,
     NOWHERE,
     Client,
     alive,
     failure,
+    queued_job,
     registry_client,
     running_registry,
     running_trainer,
@@ -99,7 +103,7 @@ async def test_a_failed_job_says_why_and_publishes_nothing(
     model: str,
     reason: "reasons.ErrorReason.ValueType",
 ) -> None:
-    job = await client.train(model, alias="production")
+    job = await client.train(model, {"max_attempts": 1}, alias="production")
     ended = await client.end(job.name)
     assert (ended.state, ended.error.reason) == (FAILED, reason)
     assert str(tmp_path) not in ended.error.message
@@ -143,21 +147,21 @@ async def test_a_cancel_is_carried_out_though_its_caller_left(
     tmp_path: Path, command: Sequence[str]
 ) -> None:
     engine = open_database(tmp_path / "t.db")
-    log = EventLog(engine, asyncio.get_running_loop())
-    store = JobStore(engine, log.changed)
+    log = EventLog(engine, asyncio.get_running_loop(), JOBS)
+    store = JobStore(engine, CAPACITY, log.changed)
     async with dial_registry(NOWHERE) as channel:
         scheduler = Scheduler(
             store,
-            LocalExecutor(num_threads=1, command=command),
+            LocalExecutor(command=command),
             RegistryPublisher(channel),
             dataset_path=lambda _: tmp_path / "data.csv",
-            directory=tmp_path,
-            parallel_jobs=1,
+            directories=JobDirectories(tmp_path),
             wake=asyncio.Event(),
             now=lambda: NOON,
         )
         name = TrainingJobName("default", "a")
-        store.create(name, spec(f"tenants/default/datasets/{'0' * 64}", "hangs"), None, NOON)
+        asked = spec(f"tenants/default/datasets/{'0' * 64}", "hangs")
+        store.create(queued_job(str(name), NOON, asked), None, NOON)
         running = asyncio.create_task(scheduler.run())
         async with asyncio.timeout(10):
             async for event in log.watch(name, 0):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -24,8 +25,12 @@ from servery_trainer.jobs import (
     TrainingJobEndedError,
     TrainingJobNotFoundError,
 )
+from servery_trainer.resources import Resources
 from servery_trainer.store import JobStore
+from servery_trainer.terms import Capacity
+from tests.trainer.service import queued_job
 
+WIDE = Capacity(Resources(cores=8, memory_bytes=64 * 1024**3), parallel_jobs=8)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RESULT = pb.TrainingResult(metrics={"accuracy": 1})
 ERROR = pb.JobError(reason=reasons.ERROR_REASON_PARITY_FAILED, message="differs")
@@ -45,12 +50,15 @@ def changed() -> list[str]:
 
 @pytest.fixture
 def store(engine: Engine, changed: list[str]) -> JobStore:
-    return JobStore(engine, changed.append)
+    return JobStore(engine, WIDE, changed.append)
 
 
-def add(store: JobStore, job: str, request: CreateRequest | None = None) -> TrainingJobName:
+def add(
+    store: JobStore, job: str, request: CreateRequest | None = None, **terms: Any
+) -> TrainingJobName:
     name = TrainingJobName("default", job)
-    store.create(name, pb.TrainingSpec(dataset=job), request, NOON)
+    spec = pb.TrainingSpec(dataset=job)
+    store.create(queued_job(str(name), NOON, spec, **terms), request, NOON)
     return name
 
 
@@ -173,7 +181,7 @@ def test_a_repeated_request_gets_the_first_answer(store: JobStore) -> None:
     request = CreateRequest("default", "id", "body")
     name = add(store, "a", request)
     store.claim(NOON)
-    again = store.create(TrainingJobName("default", "b"), pb.TrainingSpec(), request, NOON)
+    again = store.create(queued_job("tenants/default/trainingJobs/b", NOON), request, NOON)
     assert (again.name, again.state) == (str(name), QUEUED)
     assert store.find(request, NOON) == again
     with pytest.raises(TrainingJobNotFoundError):
@@ -192,14 +200,14 @@ def test_a_request_id_is_forgotten_after_a_day(store: JobStore) -> None:
     add(store, "a", request)
     later = NOON + timedelta(hours=24, seconds=1)
     assert store.find(request, later) is None
-    name = TrainingJobName("default", "b")
-    assert store.create(name, pb.TrainingSpec(), request, later).name == str(name)
+    name = "tenants/default/trainingJobs/b"
+    assert store.create(queued_job(name, later), request, later).name == name
 
 
 def test_pages_go_from_the_newest_to_the_oldest(store: JobStore) -> None:
     for job in "abc":
         add(store, job)
-    store.create(TrainingJobName("acme", "x"), pb.TrainingSpec(), None, NOON)
+    store.create(queued_job("tenants/acme/trainingJobs/x", NOON), None, NOON)
     first, after = store.list("default", Page(2, None))
     add(store, "d")  # Between two pages: neither repeats nor hides any.
     second, end = store.list("default", Page(2, after))

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,15 +16,19 @@ from servery_trainer.database import open_database
 from servery_trainer.dataset_servicer import DatasetServicer
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.durable import exclusive
-from servery_trainer.local_executor import JOB_COMMAND, LocalExecutor
-from servery_trainer.progress import EventLog
+from servery_trainer.event_log import EventLog
+from servery_trainer.job_directories import JobDirectories
+from servery_trainer.job_logs import JobLogs
+from servery_trainer.local_executor import JOB_COMMAND, LocalExecutor, network_is_closed
+from servery_trainer.progress import JOBS
 from servery_trainer.publisher import RegistryPublisher, dial_registry
+from servery_trainer.resources import machine
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.settings import TrainerSettings
 from servery_trainer.store import JobStore
 from servery_trainer.submission import Submissions
+from servery_trainer.terms import Capacity
 from servery_trainer.training_servicer import TrainingServicer
-from servery_trainer.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -66,41 +69,40 @@ async def _trainer_alone(
 ) -> AsyncIterator[RunningServer]:
     engine = await asyncio.to_thread(open_database, settings.data_dir / "trainer.db")
     loop = asyncio.get_running_loop()
-    events = EventLog(engine, loop)
+    events = EventLog(engine, loop, JOBS)
     wake = asyncio.Event()
+    capacity = Capacity.of(machine(), settings.cores, settings.memory_bytes, settings.parallel_jobs)
 
-    def changed(job: str) -> None:
-        events.changed(job)
+    def moved() -> None:
         loop.call_soon_threadsafe(wake.set)
 
-    store = JobStore(engine, changed)
-    limits = settings.upload_limits()
-    datasets = DatasetStore(engine, settings.data_dir / "datasets", limits, _now)
-    uploads = Uploads(datasets, settings.data_dir / "datasets" / ".uploads", limits, _now)
-    executor = LocalExecutor(
-        num_threads=max(1, (os.cpu_count() or 1) // settings.parallel_jobs),
-        memory_bytes=settings.job_memory_bytes,
-        command=command,
+    store = JobStore(engine, capacity, events.changed, moved)
+    datasets = DatasetStore(
+        engine, settings.data_dir / "datasets", settings.max_dataset_bytes, _now
     )
+    executor = LocalExecutor(address_space_bytes=settings.job_memory_bytes, command=command)
+    if not await asyncio.to_thread(network_is_closed):
+        log.warning("the kernel permits no network namespaces: jobs can reach the network")
+    directories = JobDirectories(settings.data_dir / "jobs")
+    logs = JobLogs(store, directories)
     async with dial_registry(settings.registry) as channel, asyncio.TaskGroup() as tasks:
         scheduler = Scheduler(
             store,
             executor,
             RegistryPublisher(channel),
             dataset_path=datasets.path,
-            directory=settings.data_dir / "jobs",
-            parallel_jobs=settings.parallel_jobs,
+            directories=directories,
             wake=wake,
             now=_now,
         )
-        submissions = Submissions(store, datasets, _now)
-        training = TrainingServicer(store, submissions, scheduler, events)
+        submissions = Submissions(store, datasets, capacity, _now)
+        training = TrainingServicer(store, submissions, scheduler, events, logs)
         running = tasks.create_task(scheduler.run())
         async with serving(
             settings,
             Service(
                 "servery.trainer.v1.DatasetService",
-                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets, uploads)),
+                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets)),
             ),
             Service(
                 "servery.trainer.v1.TrainingService",
@@ -111,6 +113,7 @@ async def _trainer_alone(
                 yield server
             finally:
                 events.close()  # Else each watcher would hold up the drain.
+                logs.close()
         running.cancel()
     engine.dispose()
 

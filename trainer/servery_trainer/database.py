@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
     create_engine,
     event,
@@ -57,6 +59,13 @@ TRAINING_JOB: Final = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("committing", Boolean, nullable=False, comment="the registry may hold the version"),
     Column("message", LargeBinary, nullable=False, comment="servery.trainer.v1.TrainingJob"),
+    Column("priority", Integer, nullable=False),
+    Column("cores", Integer, nullable=False, comment="0: it starts no process"),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("create_time_s", Float, nullable=False, comment="Unix time"),
+    Column("not_before_s", Float, nullable=False, comment="Unix time of the next attempt"),
+    Column("run_since_s", Float, nullable=False, comment="Unix time of the last attempt"),
+    Column("crashes", Integer, nullable=False, comment="attempts that ended without saying how"),
     UniqueConstraint("name"),
     Index(None, "state", "id"),
     Index(None, "tenant", "id"),
@@ -82,6 +91,49 @@ CREATE_REQUEST: Final = Table(
     Column("digest", String(64), nullable=False, comment="SHA-256 of the request"),
     Column("job_id", ForeignKey("training_job.id"), nullable=False),
     Column("create_time_s", BigInteger, nullable=False, comment="Unix time"),
+)
+
+TENANT_USAGE: Final = Table(
+    "tenant_usage",
+    METADATA,
+    Column("tenant", String(31), primary_key=True),
+    Column("machine_s", Float, nullable=False, comment="seconds of the whole machine, decayed"),
+    Column("at_s", Float, nullable=False, comment="Unix time up to which it is decayed"),
+)
+
+STUDY: Final = Table(
+    "study",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("tenant", String(31), nullable=False),
+    Column("state", Integer, nullable=False, comment="servery.trainer.v1.StudyState"),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("digest", String(64), nullable=False, comment="SHA-256 of the request"),
+    Column("message", LargeBinary, nullable=False, comment="servery.trainer.v1.Study"),
+    UniqueConstraint("name"),
+    Index(None, "tenant", "id"),
+    sqlite_autoincrement=True,
+)
+
+TRIAL: Final = Table(
+    "trial",
+    METADATA,
+    Column("study_id", ForeignKey("study.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("message", LargeBinary, nullable=False, comment="servery.trainer.v1.Trial"),
+    Column("curve", Text, nullable=False, comment="JSON: value of the metric by epoch"),
+)
+
+STUDY_EVENT: Final = Table(
+    "study_event",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey("study.id"), nullable=False),
+    Column("subject", String(200), nullable=False, comment="newer events replace older ones of it"),
+    Column("message", LargeBinary, nullable=False, comment="WatchStudyResponse"),
+    Index(None, "study_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 _READS: Final = {"sqlite_begin": "DEFERRED"}

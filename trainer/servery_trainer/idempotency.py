@@ -25,10 +25,13 @@ class CreateRequest:
     digest: str
 
     @classmethod
-    def of(cls, tenant: str, request_id: str, spec: pb.TrainingSpec) -> "CreateRequest":
-        """Describe the request to train `spec` in `tenant`."""
-        body = spec.SerializeToString(deterministic=True)
-        return cls(tenant, request_id, hashlib.sha256(body).hexdigest())
+    def of(cls, tenant: str, request_id: str, asked: pb.TrainingJob) -> "CreateRequest":
+        """Describe the request to run `asked` in `tenant`."""
+        terms = pb.TrainingJob()
+        terms.CopyFrom(asked)
+        terms.ClearField("spec")
+        parts = (part.SerializeToString(deterministic=True) for part in (asked.spec, terms))
+        return cls(tenant, request_id, hashlib.sha256(b"".join(parts)).hexdigest())
 
 
 def first_answer(

@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +25,8 @@ from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.errors.v1.error_reason_pb2 import ErrorReason
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import ServeryError
+from servery_trainer.durable import is_full
+from servery_trainer.jobs import TrainingStorageFullError
 from servery_trainer.spec import parse_spec
 
 MIN_INTERVAL_S: Final = 0.1
@@ -119,6 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1  # nobody listens any more
     except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            full = TrainingStorageFullError(shutil.disk_usage(args.out.parent).free)
+            lines.error(full.reason, str(full), full.metadata)
+            return 1
         log.exception("the job crashed")
         message = f"the process of the job failed with {type(error).__name__}; see the trainer log"
         lines.error(reasons.ERROR_REASON_TRAINING_JOB_CRASHED, message, {"exit": "1"})

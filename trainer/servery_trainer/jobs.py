@@ -1,6 +1,7 @@
 """A training job: how it may move from state to state, and what its callers see of it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,13 +20,24 @@ CANCELLED: Final = pb.TRAINING_JOB_STATE_CANCELLED
 
 _NEXT: Final[Mapping[int, frozenset[int]]] = {
     QUEUED: frozenset({RUNNING, CANCELLED}),
-    RUNNING: frozenset({QUEUED, PUBLISHING, FAILED, CANCELLED}),
+    RUNNING: frozenset({QUEUED, PUBLISHING, SUCCEEDED, FAILED, CANCELLED}),
     PUBLISHING: frozenset({SUCCEEDED, FAILED, CANCELLED}),
 }
 """The states that may follow each; none follows a final one."""
 
-Outcome = pb.TrainingResult | pb.JobError
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The process died without saying why; another attempt may do better."""
+
+    error: pb.JobError
+
+
+Outcome = pb.TrainingResult | pb.JobError | Crashed
 """How the process of a job ended by itself."""
+
+MAX_STARTS: Final = 20
+"""Attempts of a job at most, also over restarts of the trainer: it might be what stops that."""
 
 
 class TrainingJobNotFoundError(ServeryError):
@@ -48,6 +60,19 @@ class TrainingJobEndedError(ServeryError):
             f"{job.name} cannot be cancelled any more, it is in state {state}",
             name=job.name,
             state=state,
+        )
+
+
+class TrainingStorageFullError(ServeryError):
+    """The disk under a job is full."""
+
+    reason = reasons.ERROR_REASON_TRAINING_STORAGE_FULL
+
+    def __init__(self, free_bytes: int) -> None:
+        super().__init__(
+            f"the disk of the trainer is full ({free_bytes} bytes are free); free some space, then"
+            " train again",
+            free_bytes=str(free_bytes),
         )
 
 
@@ -86,6 +111,16 @@ def visible(job: pb.TrainingJob) -> pb.TrainingJob:
     if job.state != SUCCEEDED:
         shown.ClearField("result")
     return shown
+
+
+def deadline_passed(deadline_s: float) -> pb.JobError:
+    """Return the error of a job that ran for as long as it may."""
+    return pb.JobError(
+        reason=ErrorReason.ERROR_REASON_TRAINING_DEADLINE,
+        message=f"the job ran until its deadline of {deadline_s:g} s; its last checkpoint is kept"
+        " for a week: resume it with a later one",
+        metadata={"deadline_s": f"{deadline_s:g}"},
+    )
 
 
 def crash(exit_in_words: str, message: str) -> pb.JobError:

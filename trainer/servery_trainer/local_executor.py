@@ -1,4 +1,4 @@
-"""Runs training jobs as processes of this machine.
+"""Runs training jobs as processes of this machine, each kept within bounds by `confine`.
 
 The process of a job says on stdout, one JSON object a line, `{"progress": Progress}` any number of
 times, then `{"result": TrainingResult}` and exits 0, or `{"error": {reason, message, metadata}}`
@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,12 +28,16 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer import confine
 from servery_trainer.durable import sync_directory
 from servery_trainer.executor import ENVIRONMENT, Work
-from servery_trainer.jobs import Outcome, crash
+from servery_trainer.jobs import Crashed, Outcome, crash
 
 log = logging.getLogger(__name__)
 
 JOB_COMMAND: Final = (sys.executable, "-m", "servery_trainer.job")
 _MAX_LINE_BYTES: Final = 64 * 1024**2
+CONFINE: Final = (sys.executable, "-I", "-S", str(Path(confine.__file__)))
+"""The program that keeps a job within bounds."""
+
+_KILL_S: Final = 5.0
 _NICENESS: Final = 10  # Of 19: training gives way to serving on the same machine.
 
 
@@ -43,11 +49,8 @@ class LocalExecutor:
     ends.
     """
 
-    num_threads: int
-    """CPU threads each process may use."""
-
-    memory_bytes: int = 0
-    """Address space each process may use; 0 means no limit."""
+    address_space_bytes: int = 0
+    """Address space each process may use, beside its memory; 0 means no limit."""
 
     grace_s: float = 10.0
     """Seconds from SIGTERM to SIGKILL."""
@@ -55,10 +58,17 @@ class LocalExecutor:
     command: Sequence[str] = JOB_COMMAND
     """The program of a job, an absolute path first."""
 
+    _busy: Counter[int] = field(default_factory=Counter)
+    """How many jobs run on each CPU."""
+
     async def run(self, work: Work, on_progress: Callable[[pb.Progress], None]) -> Outcome:
         """See `Executor`."""
         await asyncio.to_thread(_prepare, work)
-        with self._start(work) as process, _exit_of(process) as exited:
+        with (
+            self._cpus(work.resources.cores) as cpus,
+            self._start(work, cpus) as process,
+            _exit_of(process) as exited,
+        ):
             said = _Said(on_progress, work.name)
             reading = asyncio.create_task(said.listen(process))
             try:
@@ -68,29 +78,46 @@ class LocalExecutor:
                 while not stopping.done():  # Cancelled again or not: nothing may be left running.
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.shield(stopping)
-        outcome = said.outcome(process.returncode, self.memory_bytes)
+        outcome = said.outcome(process.returncode, work.resources.memory_bytes)
         if isinstance(outcome, pb.TrainingResult):
             await asyncio.to_thread(_make_durable, work.bundle)
         return outcome
 
-    def _start(self, work: Work) -> subprocess.Popen[bytes]:
-        with (work.directory / "job.log").open("ab") as job_log:
+    @contextmanager
+    def _cpus(self, count: int) -> Iterator[Sequence[int]]:
+        """Choose the CPUs that the fewest jobs run on."""
+        chosen = sorted(os.sched_getaffinity(0), key=lambda cpu: (self._busy[cpu], cpu))[:count]
+        self._busy.update(chosen)
+        try:
+            yield chosen
+        finally:
+            self._busy.subtract(chosen)
+
+    def _start(self, work: Work, cpus: Sequence[int]) -> subprocess.Popen[bytes]:
+        cores, limit_s = work.resources.cores, work.time_limit_s
+        bounds = {
+            "parent": os.getpid(),
+            "niceness": _NICENESS,
+            "cpus": cpus,
+            "address_space_bytes": self.address_space_bytes,
+            "memory_bytes": work.resources.memory_bytes,
+            "cpu_s": 0 if limit_s is None else math.ceil(cores * (limit_s + self.grace_s)),
+        }
+        with work.log_path.open("ab") as job_log:
             return subprocess.Popen(  # noqa: S603 the trainer's own program
                 [
-                    *(sys.executable, "-I", "-S", str(Path(confine.__file__))),
-                    *(str(os.getpid()), str(_NICENESS), str(self.memory_bytes)),
-                    *self.command,
+                    *(*CONFINE, json.dumps(bounds), *self.command),
                     *("--spec", str(work.spec_path)),
                     *("--dataset", str(work.dataset)),
                     *("--out", str(work.bundle)),
                     *("--checkpoint-dir", str(work.checkpoint)),
-                    *("--threads", str(self.num_threads)),
+                    *("--threads", str(cores)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=job_log,
                 env=os.environ | ENVIRONMENT,
-                start_new_session=True,  # Its own group, so that what it starts ends with it.
+                start_new_session=True,  # Its own group, so that a signal reaches all of it.
             )
 
     async def _stop(
@@ -107,6 +134,10 @@ class LocalExecutor:
                     await exited.wait()
             except TimeoutError:
                 log.warning("process %s ignores SIGTERM, it is killed", process.pid)
+                os.kill(process.pid, confine.END)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KILL_S):
+                        await exited.wait()
         # Not waited for yet, so the id is still that of this group.
         os.killpg(process.pid, signal.SIGKILL)
         await exited.wait()
@@ -178,11 +209,18 @@ class _Said:
             return self.error
         words = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         limit = f"; it may use {memory_bytes} bytes of memory" if memory_bytes else ""
-        return crash(
-            words,
-            f"the training process ended without a result ({words}){limit}; the operator finds"
-            " the cause in the log of the job",
+        return Crashed(
+            crash(
+                words,
+                f"the training process ended without a result ({words}){limit}; the log of the job"
+                " may tell the cause",
+            )
         )
+
+
+def network_is_closed() -> bool:
+    """Tell whether jobs are kept off the network: the kernel may not permit it. Blocks."""
+    return subprocess.run([*CONFINE, "probe"], check=False).returncode == 0  # noqa: S603 our own
 
 
 def _prepare(work: Work) -> None:

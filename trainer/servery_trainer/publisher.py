@@ -20,7 +20,11 @@ from servery.registry.v1 import registry_pb2_grpc as pb_grpc
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.names import AliasName
-from servery_trainer.scheduler import PublicationRefusedError, PublicationWithdrawnError
+from servery_trainer.scheduler import (
+    PublicationRefusedError,
+    PublicationWithdrawnError,
+    RegistryFaultError,
+)
 
 _CHUNK_BYTES: Final = 1024**2
 _CALL_S: Final = 30.0
@@ -35,13 +39,19 @@ _NO_ANSWER: Final = frozenset(
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.CANCELLED,  # By a registry that drains.
+    }
+)
+"""Nothing in it says that there is a registry: it is tried again for long."""
+
+_FAULTS: Final = frozenset(
+    {
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.INTERNAL,  # Also what grpc.aio makes of an answer that overtakes a write.
         grpc.StatusCode.UNKNOWN,
     }
 )
-"""What is tried again: nothing in it says that the bundle is at fault."""
+"""Nothing in it says that the bundle is at fault: it is tried again, but not for ever."""
 
 
 def dial_registry(address: str) -> grpc.aio.Channel:
@@ -153,10 +163,12 @@ def describe(bundle: Path) -> list[pb.File]:
 
 
 def _failure(error: grpc.aio.AioRpcError) -> Exception:
-    """Tell a registry that does not answer from one that refuses."""
+    """Tell a registry that does not answer from one that fails, and both from one that refuses."""
     if error.code() in _NO_ANSWER:
         return DependencyUnavailableError("registry")
     said = ApiError.of(error)
+    if error.code() in _FAULTS:
+        return RegistryFaultError(str(said))
     known = said.reason in ErrorReason.keys()  # noqa: SIM118 an enum wrapper is no mapping
     return PublicationRefusedError(
         training_pb2.JobError(

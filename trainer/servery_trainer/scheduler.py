@@ -4,25 +4,43 @@ The database is the queue, so that a trainer killed at any moment finds all jobs
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
+from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.names import AliasName, DatasetName, ModelName, TrainingJobName
+from servery_trainer.durable import is_full
 from servery_trainer.executor import Executor, Work
-from servery_trainer.jobs import PUBLISHING, RUNNING, Outcome, crash
+from servery_trainer.job_directories import JobDirectories, link_files
+from servery_trainer.jobs import (
+    PUBLISHING,
+    RUNNING,
+    Crashed,
+    Outcome,
+    TrainingStorageFullError,
+    crash,
+    deadline_passed,
+    is_final,
+)
 from servery_trainer.progress import Recorder
+from servery_trainer.resources import Resources
 from servery_trainer.store import JobStore
 
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_S: Final = 0.5
 _LAST_RETRY_S: Final = 30.0
+_MAX_FAULTS: Final = 8
+"""Tries that a registry answers with a fault of its own, about a minute of them."""
+_MAX_AWAY_S: Final = 24 * 3600.0
+"""How long a registry may be away before a job that waits for it fails."""
 
 
 class PublicationRefusedError(Exception):
@@ -31,6 +49,10 @@ class PublicationRefusedError(Exception):
     def __init__(self, error: pb.JobError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+class RegistryFaultError(Exception):
+    """The registry answered, but with a fault of its own; it may be gone next time."""
 
 
 class PublicationWithdrawnError(Exception):
@@ -52,6 +74,7 @@ class Publisher(Protocol):
 
         Raises:
             DependencyUnavailableError: The registry did not answer; try again.
+            RegistryFaultError: It could not do it; try again, but not for ever.
             PublicationRefusedError: It refuses the bundle.
             PublicationWithdrawnError: `commit` was False; nothing is visible.
         """
@@ -61,6 +84,7 @@ class Publisher(Protocol):
 
         Raises:
             DependencyUnavailableError: The registry did not answer; try again.
+            RegistryFaultError: It could not do it; try again, but not for ever.
             PublicationRefusedError: It refuses.
         """
 
@@ -73,9 +97,8 @@ class Scheduler:
         executor: Where their processes run.
         publisher: Where their outcomes go.
         dataset_path: Finds the file of a dataset.
-        directory: Where each job gets a directory of its own.
-        parallel_jobs: How many processes may run at a time.
-        wake: Set by others when the queue may have grown.
+        directories: Where each job has its directory.
+        wake: Set by others when another job may start.
         now: The clock.
     """
 
@@ -86,8 +109,7 @@ class Scheduler:
         publisher: Publisher,
         *,
         dataset_path: Callable[[DatasetName], Path],
-        directory: Path,
-        parallel_jobs: int,
+        directories: JobDirectories,
         wake: asyncio.Event,
         now: Callable[[], datetime],
     ) -> None:
@@ -95,8 +117,7 @@ class Scheduler:
         self._executor = executor
         self._publisher = publisher
         self._dataset_path = dataset_path
-        self._directory = directory
-        self._places = asyncio.Semaphore(parallel_jobs)
+        self._directories = directories
         self._now = now
         self._wake = wake
         self._processes: dict[TrainingJobName, asyncio.Task[Outcome]] = {}
@@ -112,7 +133,6 @@ class Scheduler:
             for name in await asyncio.to_thread(self._store.publishing):
                 tasks.create_task(self._publish(name))
             while True:
-                await self._places.acquire()
                 tasks.create_task(self._drive(await self._claim()))
 
     async def cancel(self, name: TrainingJobName) -> pb.TrainingJob:
@@ -137,23 +157,43 @@ class Scheduler:
             job = await asyncio.to_thread(self._store.claim, self._now())
             if job:
                 return job
-            await self._wake.wait()
+            due_s = await asyncio.to_thread(self._store.next_due_s, self._now())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due_s):
+                    await self._wake.wait()
 
     async def _drive(self, job: pb.TrainingJob) -> None:
         name = TrainingJobName.parse(job.name)
-        try:
-            state = await self._execute(name, job)
-        finally:
-            self._places.release()
-        if state == PUBLISHING:
+        outcome = await (self._adopt(job) if job.outcome_of else self._execute(name, job))
+        ended = await asyncio.to_thread(self._store.end_run, name, outcome, self._now())
+        if ended.state == PUBLISHING:
             await self._publish(name)
-        else:
-            await self._tidy(name)
+        elif is_final(ended.state):
+            await asyncio.to_thread(self._directories.tidy, ended, self._now())
 
-    async def _execute(self, name: TrainingJobName, job: pb.TrainingJob) -> int:
-        """See the process of a RUNNING job to its end and return the state that follows."""
-        dataset = self._dataset_path(DatasetName.parse(job.spec.dataset))
-        work = Work(job.name, job.spec, dataset, self._job_directory(name))
+    async def _adopt(self, job: pb.TrainingJob) -> Outcome:
+        """Take over what another job proved."""
+        source = TrainingJobName.parse(job.outcome_of)
+        try:
+            bundle = self._directories.of(TrainingJobName.parse(job.name)) / "bundle"
+            await asyncio.to_thread(link_files, self._directories.of(source) / "bundle", bundle)
+        except OSError:
+            log.exception("the outcome of %s is not there any more", source)
+            return crash("outcome lost", f"what {source} made is not there any more")
+        return (await asyncio.to_thread(self._store.get, source)).result
+
+    async def _execute(self, name: TrainingJobName, job: pb.TrainingJob) -> Outcome:
+        """See the process of a RUNNING job to its end."""
+        left_s = None
+        if job.deadline_s:
+            ends = job.start_time.ToDatetime(UTC) + timedelta(seconds=job.deadline_s)
+            left_s = (ends - self._now()).total_seconds()
+            if left_s <= 0:
+                return deadline_passed(job.deadline_s)
+        try:
+            work = await self._prepare(name, job, left_s)
+        except OSError as error:
+            return self._not_started(job, error)
         log.info("%s starts, attempt %s", job.name, job.attempt)
         async with Recorder(lambda progress: self._store.record(name, progress)) as recorder:
             process = asyncio.create_task(self._executor.run(work, recorder.put))
@@ -162,29 +202,52 @@ class Scheduler:
                 # A request to cancel either is in the database by now, or finds the process above.
                 if await asyncio.to_thread(self._store.cancel_requested, name):
                     process.cancel()
-                await asyncio.wait([process])
+                await asyncio.wait([process], timeout=left_s)
             finally:
                 del self._processes[name]
+                late = not process.done()
                 process.cancel()
                 await asyncio.wait([process])
-        outcome: Outcome = crash("cancelled", "the job was cancelled")
-        if not process.cancelled():
-            try:
-                outcome = process.result()
-            except Exception:
-                log.exception("%s could not be run", job.name)
-                outcome = crash("not started", "the trainer could not run the training process")
-        return (await asyncio.to_thread(self._store.end_run, name, outcome, self._now())).state
+        if process.cancelled():
+            return deadline_passed(job.deadline_s) if late else crash("cancelled", "cancelled")
+        if failure := process.exception():
+            return self._not_started(job, failure)
+        return process.result()
+
+    def _not_started(self, job: pb.TrainingJob, error: BaseException) -> Outcome:
+        log.error("%s could not be run", job.name, exc_info=error)
+        if isinstance(error, OSError) and is_full(error):
+            full = TrainingStorageFullError(shutil.disk_usage(self._directories.root).free)
+            return pb.JobError(reason=full.reason, message=str(full), metadata=full.metadata)
+        return Crashed(crash("not started", "the trainer could not run the training process"))
+
+    async def _prepare(
+        self, name: TrainingJobName, job: pb.TrainingJob, left_s: float | None
+    ) -> Work:
+        dataset = self._dataset_path(DatasetName.parse(job.spec.dataset))
+        # A job that an earlier release queued does not say how many cores.
+        resources = Resources(max(1, job.resources.cores), job.resources.memory_bytes)
+        work = Work(job.name, job.spec, dataset, self._directories.of(name), resources, left_s)
+        if job.resume_from and not work.checkpoint.exists():
+            earlier = self._directories.of(TrainingJobName.parse(job.resume_from))
+            with contextlib.suppress(FileNotFoundError):  # Then it starts anew.
+                await asyncio.to_thread(link_files, earlier / "checkpoint", work.checkpoint)
+        return work
 
     async def _publish(self, name: TrainingJobName) -> None:
-        """Bring a PUBLISHING job to its end, however long the registry is away."""
+        """Bring a PUBLISHING job to its end, however long (up to a day) the registry is away."""
         error: pb.JobError | None = None
-        retry_s = _FIRST_RETRY_S
+        retry_s, faults, since = _FIRST_RETRY_S, 0, self._now()
         while True:
             try:
                 await self._try_to_publish(name)
                 break
-            except DependencyUnavailableError:
+            except (DependencyUnavailableError, RegistryFaultError) as failure:
+                faults += isinstance(failure, RegistryFaultError)
+                away_s = (self._now() - since).total_seconds()
+                if faults == _MAX_FAULTS or away_s > _MAX_AWAY_S:
+                    error = _not_published(failure)
+                    break
                 log.warning("%s cannot be published now, next try in %s s", name, retry_s)
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
@@ -198,7 +261,8 @@ class Scheduler:
                 error = crash("not published", "the trainer could not publish the model it made")
                 break
         await asyncio.to_thread(self._store.end_publication, name, error, self._now())
-        await self._tidy(name)
+        job = await asyncio.to_thread(self._store.get, name)
+        await asyncio.to_thread(self._directories.tidy, job, self._now())
 
     async def _try_to_publish(self, name: TrainingJobName) -> None:
         job = await asyncio.to_thread(self._store.get_publishing, name)
@@ -208,7 +272,7 @@ class Scheduler:
         if not version:
             version = await self._publisher.register(
                 job,
-                self._job_directory(name) / "bundle",
+                self._directories.of(name) / "bundle",
                 lambda: asyncio.to_thread(self._store.begin_commit, name),
             )
             await asyncio.to_thread(self._store.published, name, version)
@@ -216,11 +280,13 @@ class Scheduler:
             model = ModelName.parse(job.spec.publication.model)
             await self._publisher.point(AliasName(model, job.spec.publication.alias), version)
 
-    async def _tidy(self, name: TrainingJobName) -> None:
-        """Give the disk back; the log of the process and its spec stay."""
-        for part in ("bundle", "checkpoint"):
-            path = self._job_directory(name) / part
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
-    def _job_directory(self, name: TrainingJobName) -> Path:
-        return self._directory / name.tenant / name.job
+def _not_published(failure: Exception) -> pb.JobError:
+    """Return why a registry that was asked often enough did not take the model."""
+    away = isinstance(failure, DependencyUnavailableError)
+    return pb.JobError(
+        reason=reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
+        message="the model could not be published: "
+        + ("the registry was away for a day" if away else f"the registry fails: {failure}"),
+        metadata={"service": "registry"},
+    )

@@ -1,4 +1,4 @@
-"""Training jobs in the database.
+"""Training jobs in the database: the queue, and what becomes of each.
 
 Each method is one transaction. All block; any thread may call them.
 """
@@ -8,29 +8,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
+from sqlalchemy.exc import NoResultFound
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import TrainingJobName
 from servery_rpc.pages import Page
+from servery_trainer import queue_rows
 from servery_trainer.database import TRAINING_JOB, reads
+from servery_trainer.fair_share import Running, next_job
 from servery_trainer.idempotency import CreateRequest, first_answer, remember
 from servery_trainer.jobs import (
     CANCELLED,
     FAILED,
+    MAX_STARTS,
     PUBLISHING,
     QUEUED,
     RUNNING,
     SUCCEEDED,
+    Crashed,
     Outcome,
     TrainingJobEndedError,
     TrainingJobNotFoundError,
+    crash,
     is_final,
     move,
     visible,
 )
 from servery_trainer.progress import append_progress, append_state
+from servery_trainer.resources import Resources
+from servery_trainer.terms import Capacity, Terms, retry_s
 
 
 @dataclass(slots=True)
@@ -41,6 +49,9 @@ class _Stored:
     job: pb.TrainingJob
     cancel_requested: bool
     committing: bool
+    not_before_s: float
+    run_since_s: float
+    crashes: int
 
 
 class JobStore:
@@ -48,13 +59,23 @@ class JobStore:
 
     Args:
         engine: The database.
+        capacity: What all jobs together may use.
         changed: Called with the name of a job after each commit that added to its events.
+        moved: Called after each commit that may let another job start.
     """
 
-    def __init__(self, engine: Engine, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        capacity: Capacity,
+        changed: Callable[[str], None],
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._reads = reads(engine)
+        self._capacity = capacity
         self._changed = changed
+        self._moved = moved
 
     def find(self, request: CreateRequest, now: datetime) -> pb.TrainingJob | None:
         """Return the first answer to `request`, if it came before.
@@ -66,38 +87,26 @@ class JobStore:
             return first_answer(connection, request, now)
 
     def create(
-        self,
-        name: TrainingJobName,
-        spec: pb.TrainingSpec,
-        request: CreateRequest | None,
-        now: datetime,
+        self, job: pb.TrainingJob, request: CreateRequest | None, now: datetime
     ) -> pb.TrainingJob:
-        """Queue a job, or return the first answer to `request`.
+        """Queue a job that `queued` made, or return the first answer to `request`.
 
         Raises:
             RequestIdReusedError: Another request came with its id.
         """
-        job = queued(str(name), spec, now)
         with self._engine.begin() as connection:
             if request and (earlier := first_answer(connection, request, now)):
                 return earlier
-            job_id = connection.execute(
-                insert(TRAINING_JOB)
-                .values(
-                    name=job.name,
-                    tenant=name.tenant,
-                    state=job.state,
-                    cancel_requested=False,
-                    committing=False,
-                    message=job.SerializeToString(),
-                )
-                .returning(TRAINING_JOB.c.id)
-            ).scalar_one()
-            append_state(connection, job_id, job)
+            job_id = insert_job(connection, job, now)
             if request:
                 remember(connection, request, job_id, now)
-        self._changed(job.name)
+        self.announce(job.name)
         return job
+
+    def announce(self, name: str) -> None:
+        """Tell of a job that `insert_job` added."""
+        self._changed(name)
+        self._moved()
 
     def get(self, name: TrainingJobName) -> pb.TrainingJob:
         """Return the job as callers see it.
@@ -106,7 +115,7 @@ class JobStore:
             TrainingJobNotFoundError: There is none.
         """
         with self._reads.begin() as connection:
-            return visible(_read(connection, name).job)
+            return visible(_named(connection, name).job)
 
     def list(self, tenant: str, page: Page) -> tuple[Sequence[pb.TrainingJob], str | None]:
         """Return one page of a tenant's jobs, the newest first, and the key of the next page."""
@@ -126,7 +135,14 @@ class JobStore:
         """Queue again what ran when the trainer died; what was being cancelled is CANCELLED."""
         for name in self._names(RUNNING):
             with self._change(name) as stored:
-                move(stored.job, CANCELLED if stored.cancel_requested else QUEUED, now)
+                if stored.cancel_requested:
+                    move(stored.job, CANCELLED, now)
+                elif stored.job.attempt < MAX_STARTS:
+                    move(stored.job, QUEUED, now)
+                else:
+                    message = f"the trainer stopped in each of {MAX_STARTS} attempts at this job"
+                    stored.job.error.CopyFrom(crash("trainer stopped", message))
+                    move(stored.job, FAILED, now)
 
     def publishing(self) -> Sequence[TrainingJobName]:
         """Return the jobs that are PUBLISHING."""
@@ -135,27 +151,48 @@ class JobStore:
     def get_publishing(self, name: TrainingJobName) -> pb.TrainingJob | None:
         """Return a job with the result of its process; None if it is not PUBLISHING any more."""
         with self._reads.begin() as connection:
-            job = _read(connection, name).job
+            job = _named(connection, name).job
         return job if job.state == PUBLISHING else None
 
     def cancel_requested(self, name: TrainingJobName) -> bool:
         """Tell whether a running job was asked to stop."""
         with self._reads.begin() as connection:
-            return _read(connection, name).cancel_requested
+            return _named(connection, name).cancel_requested
 
     def claim(self, now: datetime) -> pb.TrainingJob | None:
-        """Take the oldest queued job: it is RUNNING from here on. None if there is none."""
-        while names := self._names(QUEUED, limit=1):
-            with self._change(names[0]) as stored:
-                if stored.job.state == QUEUED:  # Else it was cancelled since.
-                    move(stored.job, RUNNING, now)
-                    return stored.job
-        return None
+        """Take the job that starts now, see `fair_share`: it is RUNNING from here on."""
+        now_s = now.timestamp()
+        with self._engine.begin() as connection:
+            chosen = queue_rows.without_process(connection, now_s)
+            if chosen is None:
+                job = next_job(
+                    queue_rows.waiting(connection, now_s),
+                    queue_rows.running(connection),
+                    queue_rows.usage(connection),
+                    self._capacity,
+                    now_s,
+                )
+                if job is None:
+                    return None
+                chosen = job.id
+            stored = _stored(connection, TRAINING_JOB.c.id == chosen)
+            move(stored.job, RUNNING, now)
+            stored.run_since_s = now_s
+            _write(connection, stored)
+            append_state(connection, stored.id, stored.job)
+        self.announce(stored.job.name)
+        return stored.job
+
+    def next_due_s(self, now: datetime) -> float | None:
+        """Return in how many seconds a job may try again that has to wait for it."""
+        with self._reads.begin() as connection:
+            due_s = queue_rows.next_due_s(connection, now.timestamp())
+        return None if due_s is None else due_s - now.timestamp()
 
     def record(self, name: TrainingJobName, progress: Sequence[pb.Progress]) -> None:
         """Log what the process of a running job does."""
         with self._engine.begin() as connection:
-            stored = _read(connection, name)
+            stored = _named(connection, name)
             for one in progress:
                 append_progress(connection, stored.id, one)
             stored.job.progress.CopyFrom(progress[-1])
@@ -164,16 +201,22 @@ class JobStore:
 
     def end_run(self, name: TrainingJobName, outcome: Outcome, now: datetime) -> pb.TrainingJob:
         """Leave RUNNING: for CANCELLED if that was asked, else as `outcome` says."""
-        with self._change(name) as stored:
+        with self._change(name, run_ended=now) as stored:
+            job = stored.job
+            if isinstance(outcome, Crashed):
+                stored.crashes += 1
             if stored.cancel_requested:
-                move(stored.job, CANCELLED, now)
-            elif isinstance(outcome, pb.JobError):
-                stored.job.error.CopyFrom(outcome)
-                move(stored.job, FAILED, now)
+                move(job, CANCELLED, now)
+            elif isinstance(outcome, Crashed) and stored.crashes < job.max_attempts:
+                stored.not_before_s = now.timestamp() + retry_s(stored.crashes)
+                move(job, QUEUED, now)
+            elif isinstance(outcome, pb.TrainingResult):
+                job.result.CopyFrom(outcome)
+                move(job, SUCCEEDED if job.without_publication else PUBLISHING, now)
             else:
-                stored.job.result.CopyFrom(outcome)
-                move(stored.job, PUBLISHING, now)
-        return stored.job
+                job.error.CopyFrom(outcome.error if isinstance(outcome, Crashed) else outcome)
+                move(job, FAILED, now)
+        return job
 
     def begin_commit(self, name: TrainingJobName) -> bool:
         """Forbid cancelling from here on; False if the job was cancelled before."""
@@ -189,13 +232,22 @@ class JobStore:
     def end_publication(
         self, name: TrainingJobName, error: pb.JobError | None, now: datetime
     ) -> None:
-        """Leave PUBLISHING: for FAILED with `error`, for SUCCEEDED without. CANCELLED stays."""
+        """Leave PUBLISHING: for SUCCEEDED if the registry has the version, else for FAILED.
+
+        What went wrong after it had the version is a warning. CANCELLED stays.
+        """
         with self._change(name) as stored:
-            if stored.job.state != PUBLISHING:
+            job = stored.job
+            if job.state != PUBLISHING:
                 return
-            if error is not None:
-                stored.job.error.CopyFrom(error)
-            move(stored.job, SUCCEEDED if error is None else FAILED, now)
+            if error is None:
+                move(job, SUCCEEDED, now)
+            elif job.result.version:
+                job.warnings.append(error)
+                move(job, SUCCEEDED, now)
+            else:
+                job.error.CopyFrom(error)
+                move(job, FAILED, now)
 
     def cancel(self, name: TrainingJobName, now: datetime) -> pb.TrainingJob:
         """Cancel at once what no process works on; else note the request for `end_run`.
@@ -224,23 +276,56 @@ class JobStore:
             return [TrainingJobName.parse(name) for name in names]
 
     @contextmanager
-    def _change(self, name: TrainingJobName) -> Iterator[_Stored]:
+    def _change(
+        self, name: TrainingJobName, run_ended: datetime | None = None
+    ) -> Iterator[_Stored]:
+        """Change a job; with `run_ended`, its tenant answers for what its process used."""
         with self._engine.begin() as connection:
-            stored = _read(connection, name)
+            stored = _named(connection, name)
             before = stored.job.state
             yield stored
             _write(connection, stored)
             if stored.job.state != before:
                 append_state(connection, stored.id, stored.job)
+            if run_ended:
+                used = Resources.of(stored.job.resources)
+                run = Running(name.tenant, used, stored.run_since_s)
+                queue_rows.charge(connection, run, self._capacity.machine, run_ended.timestamp())
         if stored.job.state != before:
-            self._changed(stored.job.name)
+            self.announce(stored.job.name)
 
 
-def queued(name: str, spec: pb.TrainingSpec, now: datetime) -> pb.TrainingJob:
+def queued(name: str, spec: pb.TrainingSpec, terms: Terms, now: datetime) -> pb.TrainingJob:
     """Return a new job; without a name if it is only to be shown."""
     job = pb.TrainingJob(name=name, spec=spec, state=QUEUED)
+    terms.apply(job)
     job.create_time.FromDatetime(now.astimezone(UTC))
     return job
+
+
+def insert_job(connection: Connection, job: pb.TrainingJob, now: datetime) -> int:
+    """Add a queued job, and return its row id; once committed, `JobStore.announce` it."""
+    job_id: int = connection.execute(
+        insert(TRAINING_JOB)
+        .values(
+            name=job.name,
+            tenant=TrainingJobName.parse(job.name).tenant,
+            state=job.state,
+            cancel_requested=False,
+            committing=False,
+            message=job.SerializeToString(),
+            priority=job.priority,
+            cores=job.resources.cores,
+            memory_bytes=job.resources.memory_bytes,
+            create_time_s=now.timestamp(),
+            not_before_s=0.0,
+            run_since_s=0.0,
+            crashes=0,
+        )
+        .returning(TRAINING_JOB.c.id)
+    ).scalar_one()
+    append_state(connection, job_id, job)
+    return job_id
 
 
 def page_key(after: str) -> int:
@@ -254,14 +339,24 @@ def page_key(after: str) -> int:
     return int(after)
 
 
-def _read(connection: Connection, name: TrainingJobName) -> _Stored:
-    row = connection.execute(
-        select(TRAINING_JOB).where(TRAINING_JOB.c.name == str(name)).with_for_update()
-    ).one_or_none()
-    if row is None:
-        raise TrainingJobNotFoundError(name)
-    job = pb.TrainingJob.FromString(row.message)
-    return _Stored(row.id, job, row.cancel_requested, row.committing)
+def _named(connection: Connection, name: TrainingJobName) -> _Stored:
+    try:
+        return _stored(connection, TRAINING_JOB.c.name == str(name))
+    except NoResultFound:
+        raise TrainingJobNotFoundError(name) from None
+
+
+def _stored(connection: Connection, which: ColumnElement[bool]) -> _Stored:
+    row = connection.execute(select(TRAINING_JOB).where(which).with_for_update()).one()
+    return _Stored(
+        row.id,
+        pb.TrainingJob.FromString(row.message),
+        row.cancel_requested,
+        row.committing,
+        row.not_before_s,
+        row.run_since_s,
+        row.crashes,
+    )
 
 
 def _write(connection: Connection, stored: _Stored) -> None:
@@ -273,5 +368,8 @@ def _write(connection: Connection, stored: _Stored) -> None:
             cancel_requested=stored.cancel_requested,
             committing=stored.committing,
             message=stored.job.SerializeToString(),
+            not_before_s=stored.not_before_s,
+            run_since_s=stored.run_since_s,
+            crashes=stored.crashes,
         )
     )

@@ -9,27 +9,50 @@ from typing import Final
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
+from servery_rpc.identity import Caller
 from servery_rpc.names import TenantName, TrainingJobName
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.examples import load_examples
 from servery_trainer.idempotency import CreateRequest
-from servery_trainer.spec import Spec
+from servery_trainer.jobs import CANCELLED, FAILED
+from servery_trainer.spec import ROOT, Spec
 from servery_trainer.store import JobStore, queued
+from servery_trainer.terms import Capacity, Terms
 
 _CHECKS_AT_ONCE: Final = 2  # Each holds a whole dataset in memory.
 
 
-def require_one_tenant(parent: TenantName, spec: Spec) -> None:
-    """Refuse a job that would reach into another tenant.
+def require_rights(
+    caller: Caller,
+    parent: TenantName,
+    spec: Spec,
+    *,
+    publishes: bool,
+    root: str = ROOT,
+) -> None:
+    """Refuse to train `spec` for who may not, or out of reach of the tenant `parent`.
+
+    Args:
+        caller: Who asks.
+        parent: The tenant of the job.
+        spec: What to train.
+        publishes: Whether the outcome shall be published.
+        root: Path of the spec, to name fields by.
 
     Raises:
         FieldInvalidError: The dataset or the model is not of `parent`.
+        PermissionDeniedError: The caller may not train the model, publish it or move its alias.
     """
     rule = f"be of {parent}, like the job"
     if spec.dataset.tenant != parent.tenant:
-        raise FieldInvalidError("training_job.spec.dataset", spec.dataset, rule)
+        raise FieldInvalidError(f"{root}.dataset", spec.dataset, rule)
     if spec.model.tenant != parent.tenant:
-        raise FieldInvalidError("training_job.spec.publication.model", spec.model, rule)
+        raise FieldInvalidError(f"{root}.publication.model", spec.model, rule)
+    caller.require("train", parent.tenant, spec.model.model)
+    if publishes:
+        caller.require("publish", parent.tenant, spec.model.model)
+    if publishes and spec.alias:
+        caller.require("promote", parent.tenant, spec.model.model)
 
 
 def parse_request_id(text: str) -> str:
@@ -50,6 +73,7 @@ class Submissions:
     Args:
         jobs: Where jobs go.
         datasets: Where their data is.
+        capacity: What all jobs together may use.
         now: The clock.
     """
 
@@ -57,28 +81,41 @@ class Submissions:
         self,
         jobs: JobStore,
         datasets: DatasetStore,
+        capacity: Capacity,
         now: Callable[[], datetime],
     ) -> None:
         self._jobs = jobs
         self._datasets = datasets
+        self._capacity = capacity
         self._now = now
         self._checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
+    def parse_terms(self, asked: pb.TrainingJob) -> Terms:
+        """Parse how a job is to be run.
+
+        Raises:
+            FieldInvalidError: A value is out of its range, or more than there is.
+        """
+        return Terms.parse(asked, self._capacity)
+
     async def create(
-        self, parent: TenantName, asked: pb.TrainingSpec, spec: Spec, request_id: str
+        self, parent: TenantName, asked: pb.TrainingJob, spec: Spec, terms: Terms, request_id: str
     ) -> pb.TrainingJob:
         """Queue a job, or return the first answer to the same request.
 
         Args:
             parent: The tenant of the job, of its data and of its model.
-            asked: The spec as the caller wrote it.
-            spec: The same, parsed.
+            asked: The job as the caller wrote it.
+            spec: Its spec, parsed.
+            terms: How to run it, parsed.
             request_id: Empty or a UUID.
 
         Raises:
             RequestIdReusedError: The request_id came with another request.
             DatasetNotFoundError: There is no such dataset.
-            FieldInvalidError: The task does not fit the format of the dataset.
+            TrainingJobNotFoundError: There is no such job to resume.
+            FieldInvalidError: The task does not fit the format of the dataset, or the job to resume
+                is not one that stopped on the way to the same outcome.
             DatasetInvalidError: The data cannot be used as the spec asks.
         """
         request = CreateRequest.of(parent.tenant, request_id, asked) if request_id else None
@@ -86,16 +123,37 @@ class Submissions:
             earlier = await asyncio.to_thread(self._jobs.find, request, self._now())
             if earlier:
                 return earlier
-        await self._check(spec)
-        name = TrainingJobName(parent.tenant, uuid.uuid4().hex)
-        return await asyncio.to_thread(self._jobs.create, name, asked, request, self._now())
+        job = await self.rehearse(parent, asked, spec, terms)
+        job.name = str(TrainingJobName(parent.tenant, uuid.uuid4().hex))
+        return await asyncio.to_thread(self._jobs.create, job, request, self._now())
 
-    async def rehearse(self, asked: pb.TrainingSpec, spec: Spec) -> pb.TrainingJob:
+    async def rehearse(
+        self, parent: TenantName, asked: pb.TrainingJob, spec: Spec, terms: Terms
+    ) -> pb.TrainingJob:
         """Check like `create`, and return the job that would be, without a name."""
-        await self._check(spec)
-        return queued("", asked, self._now())
+        if terms.resume_from:
+            await self._check_resumed(parent, asked.spec, terms.resume_from)
+        await self.check(spec)
+        return queued("", asked.spec, terms, self._now())
 
-    async def _check(self, spec: Spec) -> None:
+    async def _check_resumed(
+        self, parent: TenantName, spec: pb.TrainingSpec, name: TrainingJobName
+    ) -> None:
+        field = "training_job.resume_from"
+        if name.tenant != parent.tenant:
+            raise FieldInvalidError(field, name, f"be of {parent}, like the job")
+        job = await asyncio.to_thread(self._jobs.get, name)
+        if job.state not in (CANCELLED, FAILED):
+            raise FieldInvalidError(field, name, "be a job that was cancelled or failed")
+        if job.spec != spec:
+            raise FieldInvalidError(field, name, "be a job with the same spec")
+
+    async def check(self, spec: Spec) -> None:
+        """Check a spec against its data.
+
+        Raises:
+            ServeryError: As `create`.
+        """
         dataset = await asyncio.to_thread(self._datasets.get, spec.dataset)
         if dataset.format not in spec.task.dataset_formats:
             names = map(_format_name, sorted(spec.task.dataset_formats))

@@ -15,23 +15,30 @@ from servery_rpc.identity import caller_of
 from servery_rpc.names import ModelName, TenantName, TrainingJobName
 from servery_rpc.pages import page_token, parse_page
 from servery_trainer.dataset_servicer import require_sight
-from servery_trainer.progress import EventLog, parse_resume_token
+from servery_trainer.event_log import EventLog, parse_resume_token, resume_token
+from servery_trainer.job_logs import JobLogs
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.spec import parse_spec
 from servery_trainer.store import JobStore
-from servery_trainer.submission import Submissions, parse_request_id, require_one_tenant
+from servery_trainer.submission import Submissions, parse_request_id, require_rights
 
 
 class TrainingServicer(pb_grpc.TrainingServiceServicer):
     """Serves the jobs of one trainer."""
 
     def __init__(
-        self, store: JobStore, submissions: Submissions, scheduler: Scheduler, events: EventLog
+        self,
+        store: JobStore,
+        submissions: Submissions,
+        scheduler: Scheduler,
+        events: EventLog[pb.WatchTrainingJobResponse],
+        logs: JobLogs,
     ) -> None:
         self._store = store
         self._submissions = submissions
         self._scheduler = scheduler
         self._events = events
+        self._logs = logs
 
     async def CreateTrainingJob(
         self, request: pb.CreateTrainingJobRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -41,17 +48,14 @@ class TrainingServicer(pb_grpc.TrainingServiceServicer):
         caller = caller_of(context)
         caller.require("train", parent.tenant)
         request_id = parse_request_id(request.request_id)
-        asked = request.training_job.spec
-        spec = parse_spec(asked)
-        require_one_tenant(parent, spec)
-        caller.require("train", parent.tenant, spec.model.model)
-        caller.require("publish", parent.tenant, spec.model.model)
-        if spec.alias:
-            caller.require("promote", parent.tenant, spec.model.model)
+        asked = request.training_job
+        spec = parse_spec(asked.spec)
+        terms = self._submissions.parse_terms(asked)
+        require_rights(caller, parent, spec, publishes=not terms.without_publication)
         if request.validate_only:
-            job = await self._submissions.rehearse(asked, spec)
+            job = await self._submissions.rehearse(parent, asked, spec, terms)
         else:
-            job = await self._submissions.create(parent, asked, spec, request_id)
+            job = await self._submissions.create(parent, asked, spec, terms, request_id)
         return pb.CreateTrainingJobResponse(training_job=job)
 
     async def GetTrainingJob(
@@ -97,3 +101,18 @@ class TrainingServicer(pb_grpc.TrainingServiceServicer):
         async with aclosing(self._events.watch(name, after)) as events:
             async for event in events:
                 yield event
+
+    async def StreamTrainingJobLogs(
+        self,
+        request: pb.StreamTrainingJobLogsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[pb.StreamTrainingJobLogsResponse]:
+        """See training.proto."""
+        name = TrainingJobName.parse(request.name)
+        require_sight(caller_of(context), name.tenant)
+        start = parse_resume_token(name, request.resume_token)
+        async with aclosing(self._logs.read(name, start, follow=request.follow)) as chunks:
+            async for chunk, end in chunks:
+                yield pb.StreamTrainingJobLogsResponse(
+                    chunk=chunk, resume_token=resume_token(name, end)
+                )
