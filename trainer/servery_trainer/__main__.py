@@ -29,6 +29,7 @@ from servery_trainer.store import JobStore
 from servery_trainer.submission import Submissions
 from servery_trainer.terms import Capacity
 from servery_trainer.training_servicer import TrainingServicer
+from servery_trainer.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ async def _trainer_alone(
         loop.call_soon_threadsafe(wake.set)
 
     store = JobStore(engine, capacity, events.changed, moved)
-    datasets = DatasetStore(
-        engine, settings.data_dir / "datasets", settings.max_dataset_bytes, _now
-    )
+    limits = settings.upload_limits()
+    datasets = DatasetStore(engine, settings.data_dir / "datasets", limits, _now)
+    uploads = Uploads(datasets, settings.data_dir / "datasets" / ".uploads", limits, _now)
     executor = LocalExecutor(address_space_bytes=settings.job_memory_bytes, command=command)
     if not await asyncio.to_thread(network_is_closed):
         log.warning("the kernel permits no network namespaces: jobs can reach the network")
@@ -102,7 +103,7 @@ async def _trainer_alone(
             settings,
             Service(
                 "servery.trainer.v1.DatasetService",
-                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets)),
+                partial(add_DatasetServiceServicer_to_server, DatasetServicer(datasets, uploads)),
             ),
             Service(
                 "servery.trainer.v1.TrainingService",
