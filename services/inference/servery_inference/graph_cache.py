@@ -97,10 +97,8 @@ class GraphCache:
             if graph is not None and hashlib.sha256(graph).hexdigest() != facts[_DIGEST]:
                 raise ValueError
             os.utime(folder)
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, TypeError, KeyError):
-            self.drop(key)
+            self.drop(key)  # Nothing, mostly.
             return None
         return Entry(facts, graph)
 

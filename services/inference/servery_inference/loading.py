@@ -28,6 +28,7 @@ from servery_inference.engine import Engine, LoadFailedError, RunFailedError
 from servery_inference.ensembles import Ensemble, Lease, Plan
 from servery_inference.execution import Execution
 from servery_inference.golden import Golden
+from servery_inference.graph_cache import GraphCache
 from servery_inference.model_completion import resolve
 from servery_inference.model_config import GRAPH, GivenConfig, offered
 from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
@@ -106,6 +107,7 @@ class Loader:
         sandbox: Where graphs are opened first that nobody vouches for; None to trust them.
         limiter: Decides when runs of models with limits begin; None to begin them at once.
         tracing: Makes spans of requests and runs; None to make none.
+        graphs: Keeps what was found out about graphs; None to keep nothing.
     """
 
     def __init__(
@@ -118,8 +120,10 @@ class Loader:
         sandbox: Sandbox | None = None,
         limiter: RateLimiter | None = None,
         tracing: "Tracing | None" = None,
+        graphs: GraphCache | None = None,
     ) -> None:
         self._settings = settings
+        self._graphs = graphs
         self._tracing = tracing
         self._limiter = limiter
         self._sandbox = sandbox
@@ -140,12 +144,13 @@ class Loader:
         sandbox: Sandbox | None = None,
         limiter: RateLimiter | None = None,
         tracing: "Tracing | None" = None,
+        graphs: GraphCache | None = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
         with _threads(usable_cores()) as threads:
             ledger = MemoryLedger(memory_limit_bytes)
             room, cache = Room(max_waiting_requests), ResponseCache(response_cache_bytes)
-            yield cls(settings, ledger, room, cache, threads, sandbox, limiter, tracing)
+            yield cls(settings, ledger, room, cache, threads, sandbox, limiter, tracing, graphs)
 
     async def quietly(self, work: Callable[[], T]) -> T:
         """Run blocking `work` on the loading thread."""
@@ -197,7 +202,7 @@ class Loader:
         # would keep it while they serve.
         threads = self._threads
         executor = threads.quiet if options.num_threads == 1 else threads.unhurried
-        work = partial(_prepare, model, bundle, options, self._settings)
+        work = partial(_prepare, model, bundle, options, self._settings, self._graphs)
         return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     def _servable(
@@ -286,9 +291,13 @@ def _lower_priority() -> None:
 
 
 def _prepare(
-    model: str, bundle: Bundle, options: ModelOptions, settings: EngineSettings
+    model: str,
+    bundle: Bundle,
+    options: ModelOptions,
+    settings: EngineSettings,
+    graphs: GraphCache | None,
 ) -> Prepared:
-    engine = open_engine(bundle.graph, options)
+    engine = open_engine(bundle.graph, options, graphs)
     rows = bundle.folder / golden.FILE
     proof = Golden.read(rows) if rows.exists() else None
     if proof is not None:

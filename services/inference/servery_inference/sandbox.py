@@ -9,16 +9,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Final, Self
 
 from servery_inference.engine import LoadFailedError
+from servery_inference.graph_cache import GraphCache
 
 _START_S: Final = 30.0
 _IDLE_S: Final = 2.0
 _MAX_WORDS: Final = 300
 _MAX_VERDICT_BYTES: Final = 64 << 10
+_MEMORY: Final = "memory_bytes"
+_RELEASE: Final = version("servery")
+"""Another one may admit less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,26 +41,33 @@ class Sandbox:
     """Opens graphs in throw-away processes, one at a time. For one event loop.
 
     The process that forks them is started when it is needed, and ends when it is not any more.
+
+    Args:
+        limits: What each may cost.
+        cache: Remembers which graphs were admitted; None to open all again.
     """
 
-    def __init__(self, limits: AdmissionLimits) -> None:
+    def __init__(self, limits: AdmissionLimits, cache: GraphCache | None = None) -> None:
         self._limits = limits
+        self._cache = cache
         self._process: Popen[bytes] | None = None
         self._turn = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, limits: AdmissionLimits) -> AsyncIterator[Self]:
+    async def open(
+        cls, limits: AdmissionLimits, cache: GraphCache | None = None
+    ) -> AsyncIterator[Self]:
         """Be ready for the length of the block."""
-        sandbox = cls(limits)
+        sandbox = cls(limits, cache)
         try:
             yield sandbox
         finally:
             await sandbox._end()
 
     async def admit(self, graph: Path) -> int:
-        """Open a graph where it can do no harm.
+        """Open a graph where it can do no harm, unless that went well before.
 
         Returns:
             By how many bytes that process grew.
@@ -63,6 +75,15 @@ class Sandbox:
         Raises:
             LoadFailedError: The graph is refused, or it broke the process or a limit.
         """
+        key, known = await asyncio.to_thread(_recalled, self._cache, graph, self._limits)
+        if known is not None:
+            return known
+        memory_bytes = await self._admitted(graph)
+        if self._cache is not None and key:
+            await asyncio.to_thread(_keep, self._cache, key, memory_bytes)
+        return memory_bytes
+
+    async def _admitted(self, graph: Path) -> int:
         async with self._turn:
             if self._idle:
                 self._idle.cancel()
@@ -74,7 +95,7 @@ class Sandbox:
             self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._dismiss)
         if "problem" in verdict:
             raise LoadFailedError(f"the graph {str(verdict['problem'])[:_MAX_WORDS]}")
-        return int(verdict.get("memory_bytes", 0))
+        return int(verdict.get(_MEMORY, 0))
 
     async def _verdict(self, graph: Path) -> dict[str, Any]:
         if self._process is None:
@@ -124,6 +145,26 @@ class Sandbox:
             self._idle.cancel()
         process, self._process = self._process, None
         await asyncio.to_thread(_kill, process)
+
+
+def _recalled(
+    cache: GraphCache | None, graph: Path, limits: AdmissionLimits
+) -> tuple[str, int | None]:
+    """The key of a verdict, and the memory it speaks of, if it was kept."""
+    if cache is None:
+        return "", None
+    try:
+        key = cache.key(graph, "admitted", _RELEASE, limits)
+    except OSError:  # The throw-away process says what is wrong.
+        return "", None
+    known = cache.read(key)
+    memory_bytes = known.facts.get(_MEMORY) if known else None
+    return key, memory_bytes if isinstance(memory_bytes, int) else None
+
+
+def _keep(cache: GraphCache, key: str, memory_bytes: int) -> None:
+    with contextlib.suppress(OSError), cache.draft(key) as draft:
+        draft.keep({_MEMORY: memory_bytes})
 
 
 def _asked(process: "Popen[bytes]", graph: Path) -> bytes:

@@ -16,6 +16,7 @@ from servery_inference.control_servicer import RepositoryControl
 from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
+from servery_inference.graph_cache import GraphCache
 from servery_inference.in_flight import InFlight
 from servery_inference.loading import Loader
 from servery_inference.log_switch import LogSwitch
@@ -70,9 +71,12 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
             from servery_inference.tracing import Tracing  # Only here, for what it takes.
 
             tracing = Tracing(telemetry.tracer, traces)
+        graphs = None
+        if settings.cache_dir:
+            graphs = await asyncio.to_thread(GraphCache, settings.cache_dir / "graphs")
         sandbox = None
         if settings.admission:
-            sandbox = await stack.enter_async_context(Sandbox.open(settings.admission))
+            sandbox = await stack.enter_async_context(Sandbox.open(settings.admission, graphs))
         loader = stack.enter_context(
             Loader.open(
                 settings.engine,
@@ -82,6 +86,7 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
                 sandbox,
                 settings.limiter,
                 tracing,
+                graphs,
             )
         )
         repository = await stack.enter_async_context(Repository(loader))

@@ -40,8 +40,9 @@ class InferenceSettings(ServerSettings):
         "host:port or unix:/path of the registry to serve; this or --model-repository", None
     )
     cache_dir: Path | None = option(
-        "directory for files that come from elsewhere; needed with --registry and with a"
-        " --model-repository in object storage",
+        "directory for files that come from elsewhere, and for what was found out about graphs, so"
+        " that they load sooner next time; needed with --registry and with a --model-repository in"
+        " object storage",
         None,
     )
     grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
