@@ -28,6 +28,12 @@ def result(bundle: Path, out: Path) -> None:
     say(result={"metrics": {"accuracy": 0.75}, "labels": ["no", "yes"]})
 
 
+def save(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "checkpoint.npz").touch()
+    sys.exit(143)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
@@ -81,6 +87,17 @@ def main() -> int:
             child = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # noqa: S607
             progress(step=1, metrics={"pid": child.pid})
             signal.pause()
+        case "dies":  # As often as the id says.
+            starts = args.out.parent / "starts"
+            starts.touch()
+            starts.write_text(starts.read_text() + ".")
+            if len(starts.read_text()) <= int(model.rpartition("-")[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        case "saves":  # Goes on from a checkpoint; without one writes it when it is stopped.
+            if not args.checkpoint_dir.exists():
+                signal.signal(signal.SIGTERM, lambda *_: save(args.checkpoint_dir))
+                progress(step=1, metrics={"pid": os.getpid()})
+                signal.pause()
         case "resumes":
             seen = args.out.parent / "seen"
             if not seen.exists():

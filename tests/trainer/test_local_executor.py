@@ -207,11 +207,16 @@ async def test_a_job_runs_on_as_many_cpus_as_it_has_cores(
     await asyncio.wait([run])
 
 
+def network(pid: int) -> int:
+    """Identify the network namespace of a process."""
+    return Path(f"/proc/{pid}/ns/net").stat().st_ino
+
+
 @pytest.mark.skipif(not network_is_closed(), reason="the kernel permits no network namespaces")
 async def test_a_job_has_no_network(executor: LocalExecutor, tmp_path: Path) -> None:
     seen = Seen()
     run = asyncio.create_task(executor.run(work(tmp_path, "hangs"), seen))
     pid = await seen.pid()
-    assert os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
+    assert network(pid) != network(os.getpid())
     run.cancel()
     await asyncio.wait([run])

@@ -175,6 +175,83 @@ async def test_a_cancel_is_carried_out_though_its_caller_left(
     engine.dispose()
 
 
+async def test_a_job_whose_process_died_is_tried_again(client: Client) -> None:
+    job = await client.train("dies-1")
+    events = await client.events(job.name)
+    assert states(events) == [QUEUED, RUNNING, QUEUED, RUNNING, PUBLISHING, SUCCEEDED]
+    assert events[-1].training_job.attempt == 2
+
+
+async def test_a_job_that_keeps_dying_fails(client: Client) -> None:
+    job = await client.train("dies-9", {"max_attempts": 2})
+    ended = await client.end(job.name)
+    assert (ended.state, ended.attempt) == (FAILED, 2)
+    assert ended.error.reason == reasons.ERROR_REASON_TRAINING_JOB_CRASHED
+
+
+async def test_a_job_that_says_why_it_failed_is_not_tried_again(client: Client) -> None:
+    job = await client.train("refuses", {"max_attempts": 5})
+    assert (await client.end(job.name)).attempt == 1
+
+
+async def test_a_job_ends_at_its_deadline(client: Client) -> None:
+    job = await client.train("hangs-late", {"deadline_s": 0.5})
+    ended = await client.end(job.name)
+    assert ended.state == FAILED
+    assert ended.error.reason == reasons.ERROR_REASON_TRAINING_DEADLINE
+    assert ended.error.metadata == {"deadline_s": "0.5"}
+
+
+@pytest.mark.parametrize("deadline_s", [0, 2])
+async def test_a_stopped_job_is_resumed_from_its_last_checkpoint(
+    client: Client, deadline_s: float
+) -> None:
+    job = await client.train("saves", {"deadline_s": deadline_s})
+    await client.pid(job.name)
+    if not deadline_s:
+        await client.cancel(job.name)
+    ended = await client.end(job.name)
+    assert ended.state == (FAILED if deadline_s else CANCELLED)
+    resumed = await client.create(job.spec, terms={"resume_from": job.name})
+    assert (await client.end(resumed.name)).state == SUCCEEDED
+
+
+async def test_a_job_without_publication_shows_its_result(client: Client, registry: str) -> None:
+    job = await client.train("succeeds-quietly", {"without_publication": True})
+    events = await client.events(job.name)
+    assert states(events) == [QUEUED, RUNNING, SUCCEEDED]
+    result = events[-1].training_job.result
+    assert (dict(result.metrics), result.version) == ({"accuracy": 0.75}, "")
+    async with registry_client(registry) as stub:
+        request = registry_pb2.GetModelRequest(name=job.spec.publication.model)
+        assert (await failure(stub.GetModel(request))).code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_more_urgent_job_runs_first(client: Client) -> None:
+    first = await client.train("hangs")
+    await client.pid(first.name)
+    low = await client.train("succeeds-low", {"priority": 10})
+    high = await client.train("succeeds-high", {"priority": 90})
+    await client.cancel(first.name)
+    low, high = await client.end(low.name), await client.end(high.name)
+    assert high.start_time.ToDatetime() < low.start_time.ToDatetime()
+
+
+async def test_two_jobs_that_publish_one_model_make_two_versions(
+    tmp_path: Path, command: Sequence[str], registry: str
+) -> None:
+    async with running_trainer(tmp_path, command, registry, parallel_jobs=2) as client:
+        jobs = [await client.train("succeeds-twice", alias="production") for _ in range(2)]
+        ended = await asyncio.gather(*(client.end(job.name) for job in jobs))
+    model = "tenants/default/models/succeeds-twice"
+    assert [job.state for job in ended] == [SUCCEEDED, SUCCEEDED]
+    versions = {job.result.version for job in ended}
+    assert versions == {f"{model}/versions/1", f"{model}/versions/2"}
+    async with registry_client(registry) as stub:
+        alias = registry_pb2.GetAliasRequest(name=f"{model}/aliases/production")
+        assert (await stub.GetAlias(alias)).alias.version in versions
+
+
 async def test_the_disk_is_given_back_but_for_the_log(client: Client, tmp_path: Path) -> None:
     job = await client.train("succeeds-tidily")
     await client.end(job.name)

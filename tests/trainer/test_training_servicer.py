@@ -111,6 +111,59 @@ async def test_data_that_cannot_be_trained_on_is_refused_at_once(
     assert not (await jobs(client)).training_jobs
 
 
+@pytest.mark.parametrize(
+    ("terms", "field"),
+    [
+        pytest.param({"priority": 101}, "priority", id="priority"),
+        pytest.param({"resources": {"cores": 4096}}, "resources.cores", id="cores"),
+        pytest.param({"resources": {"memory_bytes": 2**60}}, "resources.memory_bytes", id="memory"),
+        pytest.param({"resources": {"cores": -1}}, "resources.cores", id="fewer than no cores"),
+        pytest.param({"deadline_s": float("nan")}, "deadline_s", id="deadline"),
+        pytest.param({"deadline_s": 1e9}, "deadline_s", id="deadline in another life"),
+        pytest.param({"max_attempts": 11}, "max_attempts", id="attempts"),
+        pytest.param({"resume_from": "x"}, "resume_from", id="job to resume"),
+        pytest.param(
+            {"resume_from": "tenants/acme/trainingJobs/x"}, "resume_from", id="of another tenant"
+        ),
+    ],
+)
+async def test_terms_that_cannot_be_kept_are_refused(
+    client: Client, dataset: str, terms: dict[str, Any], field: str
+) -> None:
+    error = await failure(client.create(spec(dataset, "hangs"), terms=terms))
+    assert error.reason == "ERROR_REASON_FIELD_INVALID"
+    assert error.metadata["field"] == f"training_job.{field}"
+
+
+async def test_a_job_says_what_it_gets(client: Client, dataset: str) -> None:
+    job = await client.create(spec(dataset, "hangs"), validate_only=True)
+    assert (job.priority, job.max_attempts) == (50, 3)
+    assert job.resources.cores >= 1
+    assert job.resources.memory_bytes > 1024**3
+
+
+async def test_only_a_job_that_stopped_with_the_same_spec_is_resumed(
+    client: Client, dataset: str
+) -> None:
+    error = await failure(client.create(spec(dataset, "hangs"), terms={"resume_from": NO_JOB}))
+    assert error.reason == "ERROR_REASON_TRAINING_JOB_NOT_FOUND"
+    running = await client.create(spec(dataset, "hangs"))
+    resumes = {"resume_from": running.name}
+    error = await failure(client.create(running.spec, terms=resumes))
+    assert error.metadata["field"] == "training_job.resume_from"
+    await client.cancel(running.name)
+    error = await failure(client.create(spec(dataset, "hangs-on"), terms=resumes))
+    assert error.metadata["field"] == "training_job.resume_from"
+
+
+async def test_who_may_not_publish_may_train_without(client: Client, dataset: str) -> None:
+    key = client.key(train=["*"])
+    assert (await failure(key.create(spec(dataset, "hangs")))).code is (
+        grpc.StatusCode.PERMISSION_DENIED
+    )
+    await key.create(spec(dataset, "hangs"), terms={"without_publication": True})
+
+
 async def test_a_dataset_must_exist(client: Client) -> None:
     missing = f"tenants/default/datasets/{'0' * 64}"
     error = await failure(client.create(spec(missing, "hangs")))

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -35,12 +36,22 @@ from servery_trainer.store import JobStore
 
 log = logging.getLogger(__name__)
 
-_FIRST_RETRY_S: Final = 0.5
-_LAST_RETRY_S: Final = 30.0
-_MAX_FAULTS: Final = 8
-"""Tries that a registry answers with a fault of its own, about a minute of them."""
-_MAX_AWAY_S: Final = 24 * 3600.0
-"""How long a registry may be away before a job that waits for it fails."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a job is tried to be published."""
+
+    first_retry_s: float = 0.5
+    """Between the first two tries; then twice as long each time."""
+    last_retry_s: float = 30.0
+    """Between two tries at most."""
+    faults: int = 8
+    """Tries that the registry answers with a fault of its own: about a minute of them."""
+    away_s: float = 24 * 3600.0
+    """How long the registry may be away."""
+
+
+_PATIENCE: Final = Patience()
 
 
 class PublicationRefusedError(Exception):
@@ -100,6 +111,7 @@ class Scheduler:
         directories: Where each job has its directory.
         wake: Set by others when another job may start.
         now: The clock.
+        patience: How long jobs are tried to be published.
     """
 
     def __init__(
@@ -112,6 +124,7 @@ class Scheduler:
         directories: JobDirectories,
         wake: asyncio.Event,
         now: Callable[[], datetime],
+        patience: Patience = _PATIENCE,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -119,6 +132,7 @@ class Scheduler:
         self._dataset_path = dataset_path
         self._directories = directories
         self._now = now
+        self._patience = patience
         self._wake = wake
         self._processes: dict[TrainingJobName, asyncio.Task[Outcome]] = {}
 
@@ -235,9 +249,10 @@ class Scheduler:
         return work
 
     async def _publish(self, name: TrainingJobName) -> None:
-        """Bring a PUBLISHING job to its end, however long (up to a day) the registry is away."""
+        """Bring a PUBLISHING job to its end, though the registry may be away for long."""
         error: pb.JobError | None = None
-        retry_s, faults, since = _FIRST_RETRY_S, 0, self._now()
+        patience = self._patience
+        retry_s, faults, since = patience.first_retry_s, 0, self._now()
         while True:
             try:
                 await self._try_to_publish(name)
@@ -245,12 +260,12 @@ class Scheduler:
             except (DependencyUnavailableError, RegistryFaultError) as failure:
                 faults += isinstance(failure, RegistryFaultError)
                 away_s = (self._now() - since).total_seconds()
-                if faults == _MAX_FAULTS or away_s > _MAX_AWAY_S:
+                if faults == patience.faults or away_s > patience.away_s:
                     error = _not_published(failure)
                     break
                 log.warning("%s cannot be published now, next try in %s s", name, retry_s)
                 await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, _LAST_RETRY_S)
+                retry_s = min(2 * retry_s, patience.last_retry_s)
             except PublicationWithdrawnError:
                 break  # It is CANCELLED already.
             except PublicationRefusedError as refused:
@@ -287,6 +302,6 @@ def _not_published(failure: Exception) -> pb.JobError:
     return pb.JobError(
         reason=reasons.ERROR_REASON_DEPENDENCY_UNAVAILABLE,
         message="the model could not be published: "
-        + ("the registry was away for a day" if away else f"the registry fails: {failure}"),
+        + ("the registry was away for too long" if away else f"the registry fails: {failure}"),
         metadata={"service": "registry"},
     )
