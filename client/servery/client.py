@@ -7,7 +7,8 @@ from typing import Any, Self
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from servery.connection import Connection
+from servery.billing import Billing
+from servery.connection import Connection, Identity
 from servery.datasets import Datasets
 from servery.errors import ApiError
 from servery.inference.v1 import grpc_service_pb2 as pb
@@ -30,6 +31,11 @@ class Client:
     Args:
         address: `host:port` of the gateway.
         api_key: The secret, `sk-…`.
+        token: Instead of a key, a token of Servery or of the company's issuer.
+        certificate_chain: Instead of both, PEM bytes of a certificate that the gateway knows.
+        private_key: PEM bytes of its key.
+        tenant: Resource name, for who has neither a key nor a token of Servery; None means
+            `tenants/default`.
         root_certificates: PEM bytes that the server's certificate is checked against; turns TLS on.
         timeout_s: How long one call may take, uploads and watches apart.
     """
@@ -39,12 +45,24 @@ class Client:
         address: str,
         api_key: str | None = None,
         *,
+        token: str | None = None,
+        certificate_chain: bytes | None = None,
+        private_key: bytes | None = None,
+        tenant: str | None = None,
         root_certificates: bytes | None = None,
         timeout_s: float = 30.0,
     ) -> None:
-        self._connection = Connection(address, api_key, root_certificates, timeout_s)
+        identity = Identity(
+            api_key=api_key,
+            token=token,
+            certificate_chain=certificate_chain,
+            private_key=private_key,
+            tenant=tenant,
+        )
+        self._connection = Connection(address, identity, root_certificates, timeout_s)
         self._inference = pb_grpc.GRPCInferenceServiceStub(self._connection.channel)
         self._metadata: dict[tuple[str, str], pb.ModelMetadataResponse] = {}
+        self.billing = Billing(self._connection)
         self.datasets = Datasets(self._connection)
         self.jobs = Jobs(self._connection)
         self.keys = Keys(self._connection)
@@ -70,7 +88,7 @@ class Client:
 
     @property
     def tenant(self) -> str:
-        """Resource name of the tenant the key belongs to."""
+        """Resource name of the caller's tenant."""
         return self._connection.tenant
 
     def predict(

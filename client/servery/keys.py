@@ -1,7 +1,7 @@
 """API keys: who may do what, and who no longer may."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from servery.connection import Connection
 from servery.gateway.v1 import gateway_pb2 as pb
@@ -40,13 +40,7 @@ class Keys:
         Raises:
             ValueError: A verb is unknown.
         """
-        key = pb.ApiKey(
-            display_name=display_name,
-            permissions=[
-                pb.Permission(verb=_verb(verb), models=models)
-                for verb, models in permissions.items()
-            ],
-        )
+        key = pb.ApiKey(display_name=display_name, permissions=_permissions(permissions))
         if expire_time is not None:
             key.expire_time.FromDatetime(expire_time)
         request = pb.CreateApiKeyRequest(parent=tenant or self._connection.tenant, api_key=key)
@@ -62,11 +56,31 @@ class Keys:
                 return
             request.page_token = page.next_page_token
 
+    def token(
+        self,
+        permissions: Mapping[str, Sequence[str]] | None = None,
+        valid_for: timedelta | None = None,
+    ) -> pb.ExchangeApiKeyResponse:
+        """Exchange the caller's key for a token to hand on.
+
+        Args:
+            permissions: As for `create`, no more than the key has; None means all that it has.
+            valid_for: At most 10 minutes, which None means.
+
+        Raises:
+            ValueError: A verb is unknown, or the caller has no key.
+        """
+        return self._connection.exchange(_permissions(permissions or {}), valid_for)
+
     def revoke(self, key: str) -> pb.ApiKey:
         """Revoke a key for ever, by id or resource name; its live tokens end with it."""
         name = key if "/" in key else f"{self._connection.tenant}/apiKeys/{key}"
         request = pb.RevokeApiKeyRequest(name=name)
         return self._connection.unary(self._stub.RevokeApiKey, request).api_key
+
+
+def _permissions(permissions: Mapping[str, Sequence[str]]) -> Sequence[pb.Permission]:
+    return [pb.Permission(verb=_verb(verb), models=models) for verb, models in permissions.items()]
 
 
 def _verb(name: str) -> "pb.Verb.ValueType":

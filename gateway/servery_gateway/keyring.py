@@ -11,6 +11,7 @@ from servery_gateway.keys import (
     ApiKeyInvalidError,
     Permission,
     digest_of,
+    narrowed,
     new_key_id,
     new_secret,
 )
@@ -109,18 +110,30 @@ class Keyring:
         """See `Store.keys`."""
         return await asyncio.to_thread(self.store.keys, tenant, limit, after)
 
-    async def exchange(self, secret: str) -> tuple[ApiKey, Token]:
+    async def exchange(
+        self,
+        secret: str,
+        wanted: Sequence[Permission] = (),
+        valid_for: timedelta = TOKEN_TTL,
+    ) -> tuple[ApiKey, Token]:
         """Return the key of `secret` and a token for its holder.
+
+        Args:
+            secret: Of the key.
+            wanted: What the token shall permit; none: all that the key does.
+            valid_for: How long the token shall be valid at most.
 
         Raises:
             ApiKeyInvalidError: It is not the secret of a usable key.
+            PermissionDeniedError: More is wanted than the key permits.
         """
         digest = digest_of(secret, self.pepper)
         key = await asyncio.to_thread(self.store.key_of_secret, digest)
         now = self.now()
         if key is None or not key.usable(now):
             raise ApiKeyInvalidError
-        return key, self.signing_key(now).mint(key, now)
+        permissions = narrowed(key, wanted)
+        return key, self.signing_key(now).mint(key, now, permissions, valid_for)
 
     async def revoke_key(self, name: ApiKeyName) -> ApiKey:
         """Revoke a key, return when its tokens are refused.

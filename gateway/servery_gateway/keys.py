@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final, get_args
 
 from servery.errors.v1 import error_reason_pb2 as reasons
-from servery_rpc.errors import FieldInvalidError, ServeryError
+from servery_rpc.errors import FieldInvalidError, PermissionDeniedError, ServeryError
 from servery_rpc.identity import Verb
 from servery_rpc.names import ApiKeyName
 
@@ -77,6 +77,29 @@ class ApiKeyNotFoundError(ServeryError):
 
     def __init__(self, name: ApiKeyName) -> None:
         super().__init__(f"there is no API key {name}", name=str(name))
+
+
+def narrowed(key: ApiKey, wanted: Sequence[Permission]) -> tuple[Permission, ...]:
+    """Return the permissions for a token that shall have less than its key; none wanted: all.
+
+    Raises:
+        PermissionDeniedError: The key does not have one of them.
+    """
+    held = {permission.verb: permission.models for permission in key.permissions}
+    for permission in wanted:
+        for pattern in permission.models:
+            if not any(_covers(own, pattern) for own in held.get(permission.verb, ())):
+                raise PermissionDeniedError(
+                    permission.verb, f"tenants/{key.name.tenant}/models/{pattern}"
+                )
+    return tuple(wanted) or key.permissions
+
+
+def _covers(wider: str, narrower: str) -> bool:
+    """Tell whether every model that fits one pattern fits another, wider one."""
+    if wider.endswith("*"):
+        return narrower.startswith(wider[:-1])
+    return wider == narrower
 
 
 def new_key_id() -> str:

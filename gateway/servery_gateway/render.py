@@ -1,7 +1,7 @@
 """Values to messages and back: the wire form of tenants, keys and permissions."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -70,6 +70,20 @@ def expire_time_from_proto(key: pb.ApiKey, field: str) -> datetime | None:
         raise FieldInvalidError(
             field, key.expire_time.seconds, "be a time in the years 1 to 9999"
         ) from None
+
+
+def valid_for_from_proto(message: pb.ExchangeApiKeyRequest, field: str) -> timedelta | None:
+    """Read how long a token shall be valid; None if that is unset.
+
+    Raises:
+        FieldInvalidError: It is no duration.
+    """
+    if not message.HasField("valid_for"):
+        return None
+    try:
+        return message.valid_for.ToTimedelta()
+    except (ValueError, OverflowError):
+        raise FieldInvalidError(field, message.valid_for.seconds, "be a duration") from None
 
 
 def timestamp(time: datetime) -> Timestamp:

@@ -7,19 +7,21 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 from typing import Any
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from servery_gateway.keyring import Keyring
+from servery_gateway.keys import Permission
 from servery_gateway.render import (
     expire_time_from_proto,
     key_to_proto,
     permissions_from_proto,
     permissions_to_proto,
     tenant_to_proto,
+    valid_for_from_proto,
 )
 from servery_gateway.tenants import parse_display_name
+from servery_gateway.tokens import parse_valid_for
 from servery_rpc.identity import caller_of
 from servery_rpc.names import DEFAULT_TENANT, ApiKeyName, TenantName
 from servery_rpc.pages import page_token, parse_page
@@ -37,15 +39,18 @@ class AuthServicer(pb_grpc.AuthServiceServicer):
         self, request: pb.ExchangeApiKeyRequest, context: Context[Any, Any]
     ) -> pb.ExchangeApiKeyResponse:
         """See gateway.proto."""
-        key, token = await self._keyring.exchange(request.api_key)
-        valid_for = Duration()
-        valid_for.FromTimedelta(token.valid_for)
-        return pb.ExchangeApiKeyResponse(
+        wanted: tuple[Permission, ...] = ()
+        if request.permissions:
+            wanted = permissions_from_proto(request.permissions, "permissions")
+        valid_for = parse_valid_for(valid_for_from_proto(request, "valid_for"), "valid_for")
+        key, token = await self._keyring.exchange(request.api_key, wanted, valid_for)
+        response = pb.ExchangeApiKeyResponse(
             access_token=token.text,
-            valid_for=valid_for,
             tenant=f"tenants/{key.name.tenant}",
-            permissions=permissions_to_proto(key.permissions),
+            permissions=permissions_to_proto(token.permissions),
         )
+        response.valid_for.FromTimedelta(token.valid_for)
+        return response
 
 
 class TenantServicer(pb_grpc.TenantServiceServicer):

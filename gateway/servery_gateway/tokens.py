@@ -20,6 +20,8 @@ ISSUER: Final = "servery"
 AUDIENCE: Final = "servery"
 TOKEN_TTL: Final = timedelta(minutes=10)
 
+_SECOND: Final = timedelta(seconds=1)
+
 _MAX_PERMISSIONS_BYTES: Final = 4096
 """Of the permissions as JSON. They travel in a header, and gRPC servers take 8 KiB of those."""
 
@@ -32,6 +34,9 @@ class Token:
     """A JSON Web Token, ES256."""
 
     valid_for: timedelta
+
+    permissions: tuple[Permission, ...]
+    """What it permits."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,22 @@ class SigningKey:
         thumbprint = hashlib.sha256(json.dumps(key, separators=(",", ":")).encode()).hexdigest()
         return {**key, "alg": "ES256", "kid": thumbprint[:16], "use": "sig"}
 
-    def mint(self, key: ApiKey, now: datetime) -> Token:
-        """Return a token for the holder of `key`, which is usable; it does not outlive the key."""
-        expires = now + TOKEN_TTL
+    def mint(
+        self,
+        key: ApiKey,
+        now: datetime,
+        permissions: tuple[Permission, ...],
+        valid_for: timedelta = TOKEN_TTL,
+    ) -> Token:
+        """Return a token for the holder of `key`, which is usable; it does not outlive the key.
+
+        Args:
+            key: Whose token it is.
+            now: The time.
+            permissions: No more than those of the key.
+            valid_for: How long it is valid, if the key is.
+        """
+        expires = now + valid_for
         if key.expire_time is not None:
             expires = min(expires, key.expire_time)
         claims = {
@@ -70,14 +88,28 @@ class SigningKey:
             "aud": AUDIENCE,
             "sub": str(key.name),
             "tenant": key.name.tenant,
-            "permissions": _claim(key.permissions),
+            "permissions": _claim(permissions),
             "iat": int(now.timestamp()),
             "exp": int(expires.timestamp()),
         }
         text = jwt.encode(
             claims, self.private_key, algorithm="ES256", headers={"kid": self.jwk["kid"]}
         )
-        return Token(text, expires - now)
+        return Token(text, expires - now, permissions)
+
+
+def parse_valid_for(asked: timedelta | None, field: str) -> timedelta:
+    """Parse how long a token shall be valid; None: as long as possible.
+
+    Raises:
+        FieldInvalidError: It is out of its range.
+    """
+    if asked is None:
+        return TOKEN_TTL
+    if not _SECOND <= asked <= TOKEN_TTL:
+        longest = int(TOKEN_TTL.total_seconds())
+        raise FieldInvalidError(field, f"{asked.total_seconds()} s", f"be 1 s to {longest} s")
+    return asked
 
 
 def generate_pem() -> bytes:

@@ -76,7 +76,7 @@ async def test_quotas_are_set_and_shown(shell: Shell) -> None:
     }
     assert (await shell.json("quotas", "show", "limited"))["quota"] == quota
     _, table, _ = await shell.run("quotas", "show", "limited")
-    assert table.splitlines()[1].split() == ["tenants/limited", "7", "1000", "0"]
+    assert table.splitlines()[1].split() == ["tenants/limited", "7", "-", "1000", "0"]
     status, _, err = await shell.run("quotas", "show", "nobody-at-all")
     assert status == 3
     assert "TENANT_NOT_FOUND" in err
@@ -105,12 +105,41 @@ async def test_usage_is_shown_in_every_form(shell: Shell, stack: Stack, build: B
     assert "tenants/spender" in {row.get("tenant") for row in everybody}
 
 
+async def test_prices_and_budgets_are_set_and_shown(shell: Shell) -> None:
+    await shell.run("tenants", "create", "customer")
+    prices = await shell.json("prices", "set", "customer", "--thousand-requests", "0.05")
+    assert prices == {"name": "tenants/customer", "thousand_requests_nanos": "50000000"}
+    _, table, _ = await shell.run("prices", "show", "customer")
+    assert table.splitlines()[1].split() == ["tenants/customer", "0.05", "0", "0", "0"]
+    await shell.run("budgets", "set", "customer", "--amount", "100", "--alert", "80")
+    found = await shell.json("budgets", "show", "customer")
+    assert found["budget"] == {
+        "name": "tenants/customer",
+        "amount_nanos": "100000000000",
+        "alert_percents": [80],
+    }
+    _, table, _ = await shell.run("budgets", "show", "customer")
+    assert table.splitlines()[1].split() == ["tenants/customer", "100", "0", "80%", "no"]
+
+
+async def test_a_token_is_handed_on_and_used(shell: Shell) -> None:
+    handed = await shell.json("keys", "token", "--allow", "admin", "--minutes", "1")
+    status, _, _ = await shell.run("--token", handed["access_token"], "tenants", "list")
+    assert status == 0
+    status, _, err = await shell.run("keys", "token", "--allow", "infer:digits")
+    assert status == 4
+    assert "PERMISSION_DENIED" in err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         pytest.param(("usage", "--by", "colour"), id="no dimension"),
         pytest.param(("usage", "--start", "yesterday"), id="no time"),
         pytest.param(("quotas", "set", "default", "--per-second", "-1"), id="negative"),
+        pytest.param(("prices", "set", "-", "--gigabyte", "cheap"), id="no money"),
+        pytest.param(("--certificate", "/dev/null", "tenants", "list"), id="no key"),
+        pytest.param(("keys", "token", "--minutes", "60"), id="too long"),
         pytest.param(("quotas", "set", "default", "--per-second", "2000000"), id="too large"),
     ],
 )

@@ -8,7 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import jwt
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from servery.errors import ApiError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+EXCHANGE = "/servery.gateway.v1.AuthService/ExchangeApiKey"
+GET_MODEL = "/servery.registry.v1.RegistryService/GetModel"
 READ_ALL = pb.Permission(verb=pb.VERB_READ, models=["*"])
 
 
@@ -97,8 +101,10 @@ async def test_a_secret_is_long_shown_once_and_nowhere_on_disk(stack: Stack) -> 
     key = await stack.new_key(infer=["digits", "fraud-*"])
     assert key.secret.startswith("sk-")
     assert len(base64.urlsafe_b64decode(key.secret[3:] + "=")) == 32
-    for path in stack.settings.data_dir.iterdir():
+    for path in stack.settings.data_dir.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0
+        if path.is_dir():
+            continue
         content = await asyncio.to_thread(path.read_bytes)
         assert key.secret.encode() not in content
         assert key.secret[3:].encode() not in content
@@ -244,3 +250,53 @@ async def exchange(channel: grpc.aio.Channel, secret: str) -> str:
 def header(token: str) -> Any:
     part = token.split(".")[0]
     return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+
+def permission(verb: str, *models: str) -> pb.Permission:
+    return pb.Permission(verb=pb.Verb.Value(f"VERB_{verb.upper()}"), models=models)
+
+
+async def test_a_token_may_have_less_than_its_key(stack: Stack) -> None:
+    key = await stack.new_key("narrow", infer=["fraud-*", "digits"], read=["*"])
+    request = pb.ExchangeApiKeyRequest(
+        api_key=key.secret,
+        permissions=[permission("infer", "fraud-eu-*", "digits")],
+        valid_for=Duration(seconds=30),
+    )
+    answer = await stack.call(EXCHANGE, None, request)
+    assert list(answer.permissions) == list(request.permissions)
+    assert answer.valid_for.seconds == 30
+    claims = jwt.decode(answer.access_token, options={"verify_signature": False})
+    assert claims["permissions"] == {"infer": ["fraud-eu-*", "digits"]}
+    assert claims["exp"] - claims["iat"] == 30
+    error = await stack.refusal(GET_MODEL, answer.access_token)
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    await stack.call(GET_MODEL, await stack.exchange(key.secret))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param(permission("train", "digits"), id="another verb"),
+        pytest.param(permission("infer", "cats"), id="another model"),
+        pytest.param(permission("infer", "fraud*"), id="a wider pattern"),
+        pytest.param(permission("infer", "*"), id="all models"),
+        pytest.param(permission("infer", "digits*"), id="more than the one model"),
+    ],
+)
+async def test_a_token_has_no_more_than_its_key(stack: Stack, wanted: pb.Permission) -> None:
+    key = await stack.new_key("narrow", infer=["fraud-*", "digits"])
+    request = pb.ExchangeApiKeyRequest(api_key=key.secret, permissions=[wanted])
+    error = await stack.refusal(EXCHANGE, None, request)
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    assert error.reason == "ERROR_REASON_PERMISSION_DENIED"
+    assert error.metadata["resource"] == f"tenants/narrow/models/{wanted.models[0]}"
+
+
+@pytest.mark.parametrize("seconds", [0, -5, 601, 1 << 50])
+async def test_a_token_is_valid_neither_for_no_time_nor_for_long(
+    stack: Stack, seconds: int
+) -> None:
+    key = await stack.new_key("narrow", infer=["*"])
+    request = pb.ExchangeApiKeyRequest(api_key=key.secret, valid_for=Duration(seconds=seconds))
+    assert (await stack.refusal(EXCHANGE, None, request)).metadata["field"] == "valid_for"

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from servery.cli import (
+    budgets,
     datasets,
     jobs,
     keys,
     models,
     output,
     predict,
+    prices,
     quotas,
     tenants,
     train,
@@ -21,6 +23,7 @@ from servery.cli import (
 )
 from servery.cli.session import Session
 from servery.errors import ApiError
+from servery.tenants import tenant_name
 
 app = typer.Typer(
     help="Train, prove, publish and serve models.",
@@ -38,6 +41,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(quotas.app, name="quotas")
 app.command("usage")(usage.usage)
+app.add_typer(prices.app, name="prices")
+app.add_typer(budgets.app, name="budgets")
 
 
 @app.callback()
@@ -52,6 +57,33 @@ def root(
             envvar="SERVERY_API_KEY", help="The secret of a key, sk-….", show_default=False
         ),
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SERVERY_TOKEN",
+            help="Instead of a key: a token of Servery or of the company's issuer.",
+            show_default=False,
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SERVERY_CERTIFICATE",
+            exists=True,
+            help="Instead of both: PEM file of a client certificate. With --key and --ca.",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(envvar="SERVERY_KEY", exists=True, help="PEM file with its key."),
+    ] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SERVERY_TENANT",
+            help="Your tenant's id, where neither a key nor a token of Servery says it.",
+        ),
+    ] = None,
     ca: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +94,15 @@ def root(
     ] = None,
 ) -> None:
     """Hold what every command needs."""
-    context.obj = Session(address, api_key, ca)
+    context.obj = Session(
+        address=address,
+        api_key=api_key,
+        token=token,
+        certificate=certificate,
+        key=key,
+        tenant=tenant_name(tenant) if tenant else None,
+        ca=ca,
+    )
 
 
 def main() -> int:

@@ -31,16 +31,12 @@ def create(
     output: Output = Format.TABLE,
 ) -> None:
     """Create a key and show its secret, once."""
-    permissions = {}
-    for text in allow:
-        verb, _, patterns = text.partition(":")
-        permissions[verb] = patterns.split(",") if patterns else ["*"]
     expire_time = None
     if expires_in_days is not None:
         expire_time = datetime.now(UTC) + timedelta(days=expires_in_days)
     with connect(context) as servery:
         created = servery.keys.create(
-            permissions,
+            _parse(allow),
             display_name=name,
             expire_time=expire_time,
             tenant=f"tenants/{tenant}" if tenant else None,
@@ -50,6 +46,28 @@ def create(
     else:
         out.print(f"{short(created.api_key.name)}  {_permissions(created.api_key)}")
         out.print(f"{created.secret}  (shown only now)", soft_wrap=True)
+
+
+@app.command()
+def token(
+    context: typer.Context,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="As for create; no more than your key has. Default: all that it has."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="How long it is valid; default: 10 minutes.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show a token of your key, to hand on: it may permit less, and ends soon."""
+    valid_for = timedelta(minutes=minutes) if minutes is not None else None
+    with connect(context) as servery:
+        exchanged = servery.keys.token(_parse(allow or []), valid_for)
+    if output is Format.JSON:
+        print_json(as_dict(exchanged))
+    else:
+        out.print(exchanged.access_token, soft_wrap=True)
 
 
 @app.command("list")
@@ -90,6 +108,14 @@ def revoke(
         print_json(as_dict(revoked))
     else:
         out.print(f"{short(revoked.name)} revoked")
+
+
+def _parse(allow: list[str]) -> dict[str, list[str]]:
+    permissions = {}
+    for text in allow:
+        verb, _, patterns = text.partition(":")
+        permissions[verb] = patterns.split(",") if patterns else ["*"]
+    return permissions
 
 
 def _permissions(key: pb.ApiKey) -> str:

@@ -26,11 +26,18 @@ def set_(
     per_day: Annotated[
         int, typer.Option(min=0, help="Calls a day, from midnight in UTC; 0: no limit.")
     ] = 0,
+    in_flight: Annotated[
+        int,
+        typer.Option(min=0, help="Inference at once, by each of its servers; 0: no limit."),
+    ] = 0,
     output: Output = Format.TABLE,
 ) -> None:
     """Replace a quota; what is not given has no limit. In force when this returns."""
     quota = pb.Quota(
-        name=tenant_name(owner), requests_per_second=per_second, requests_per_day=per_day
+        name=tenant_name(owner),
+        requests_per_second=per_second,
+        requests_per_day=per_day,
+        requests_in_flight=in_flight,
     )
     with connect(context) as servery:
         stored = servery.quotas.set(quota)
@@ -49,8 +56,8 @@ def _print(found: pb.GetQuotaResponse, output: Format) -> None:
         print_json(as_dict(found))
         return
     quota = found.quota
-    limits = (quota.requests_per_second, quota.requests_per_day)
+    limits = (quota.requests_per_second, quota.requests_in_flight, quota.requests_per_day)
     print_table(
-        ["OWNER", "PER SECOND", "PER DAY", "TODAY"],
+        ["OWNER", "PER SECOND", "IN FLIGHT", "PER DAY", "TODAY"],
         [(quota.name, *(limit or "-" for limit in limits), found.requests_today)],
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from servery.cli.output import as_dict, print_json, print_table, when
+from servery.cli.prices import money
 from servery.cli.session import connect
 from servery.gateway.v1 import usage_pb2 as pb
 from servery.tenants import tenant_name
@@ -68,7 +69,7 @@ def usage(
     if output is UsageFormat.JSON:
         print_json([as_dict(row) for row in rows])
     else:
-        sums = ["REQUESTS", "BYTES IN", "BYTES OUT", "SECONDS"]
+        sums = ["REQUESTS", "ROWS", "BYTES IN", "BYTES OUT", "SECONDS", "COMPUTE SECONDS", "COST"]
         print_table(
             ["FROM", *(name.upper() for name in group_by), *sums],
             (_line(row, group_by) for row in rows),
@@ -80,7 +81,10 @@ def _line(row: pb.UsageRow, group_by: list[str]) -> list[object]:
         when(row.start_time),
         *(getattr(row, name) for name in group_by),
         row.requests,
+        row.rows,
         row.request_bytes,
         row.response_bytes,
         f"{row.duration.ToMicroseconds() / 1e6:.3f}",
+        f"{row.compute_time.ToNanoseconds() / 1e9:.3f}",
+        money(row.cost_nanos),
     ]
