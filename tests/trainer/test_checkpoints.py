@@ -1,11 +1,14 @@
 """A checkpoint comes back bit for bit, or not at all."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from servery_trainer.checkpoints import Checkpoint, CheckpointStore
+from servery_trainer.checkpoints import Checkpoint, CheckpointStore, digest
 
 
 def checkpoint(step: int = 3) -> Checkpoint:
@@ -73,3 +76,35 @@ def test_a_full_disk_does_not_end_the_training(
     store.save(checkpoint())
     assert "No space left" in caplog.text
     assert store.load() is None
+
+
+@contextmanager
+def no_file_over(size_bytes: int) -> Iterator[None]:
+    """Let this process write no larger files, which fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_the_new_one_only_and_no_room(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, "a")
+    store.save(checkpoint(1))
+    with no_file_over(100):
+        store.save(checkpoint(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded.position == checkpoint(1).position
+
+
+def test_the_digest_tells_values_types_shapes_and_order_apart() -> None:
+    one, two = np.array([1, 2], np.float32), np.array([[1, 2]], np.float32)
+    digests = {
+        digest(arrays)
+        for arrays in ([one], [two], [one.astype(np.int32)], [one, two], [two, one], [-one], [])
+    }
+    assert len(digests) == 7
+    assert digest([one]) == digest([one.astype(">f4")])

@@ -5,6 +5,7 @@ moment leaves a whole one. Losing it costs time, never correctness: one that can
 another training left, is as good as none.
 """
 
+import hashlib
 import json
 import logging
 import zipfile
@@ -30,6 +31,16 @@ class Checkpoint:
 
     arrays: Mapping[str, Arrays]
     """Groups of arrays by name, which holds no `/`; they come back bit for bit."""
+
+
+def digest(arrays: Arrays) -> str:
+    """Return the SHA-256 of arrays in their order, each with its type and shape."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        little_endian = np.asarray(array, array.dtype.newbyteorder("<"))
+        sha256.update(f"{little_endian.dtype.str}{little_endian.shape}".encode())
+        sha256.update(little_endian.tobytes())
+    return sha256.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,7 @@ class CheckpointStore:
                 np.savez(file, allow_pickle=False, **entries)
             partial.replace(self._path)
         except OSError as error:
+            partial.unlink(missing_ok=True)  # A full disk needs the room for something else.
             log.warning("the checkpoint cannot be written: %s", error.strerror)
 
     def load(self) -> Checkpoint | None:

@@ -16,7 +16,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -59,7 +59,7 @@ def main() -> None:
     _end_like(os.waitstatus_to_exitcode(status))
 
 
-def _become(command: Sequence[str], bounds: Mapping[str, Any]) -> NoReturn:
+def _become(command: list[str], bounds: Mapping[str, Any]) -> NoReturn:
     """Turn this process into the job."""
     keeper = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
