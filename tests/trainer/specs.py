@@ -17,6 +17,14 @@ def tabular(**task: Any) -> pb.TrainingSpec:
     )
 
 
+def table(task: str, **fields: Any) -> pb.TrainingSpec:
+    """The least a job must say, and `fields` of the task of that name."""
+    spec = pb.TrainingSpec(dataset=DATASET, publication=pb.Publication(model=MODEL))
+    message = getattr(spec, task)
+    message.CopyFrom(type(message)(**fields))
+    return spec
+
+
 def image(**task: Any) -> pb.TrainingSpec:
     """The least an image job must say, and `task`."""
     return pb.TrainingSpec(

@@ -11,7 +11,13 @@ from servery_trainer import plots
 from servery_trainer.evaluation import evaluate
 
 EPOCHS = [
-    pb.Epoch(number=n, loss=1 / n, accuracy=n / 9, validation_loss=0.1 + 1 / n) for n in (1, 2, 3)
+    pb.Epoch(
+        number=n,
+        loss=1 / n,
+        validation_loss=0.1 + 1 / n,
+        metrics=dict.fromkeys(("accuracy", "val_accuracy", "mae", "val_mae"), n / 9),
+    )
+    for n in (1, 2, 3)
 ]
 
 
@@ -23,7 +29,7 @@ def pictures(classes: int, labels: tuple[str, ...] | None = None) -> dict[str, b
     names = labels or tuple(f"class {code}" for code in range(classes))
     found = evaluate(probabilities, codes, names)
     return {
-        "curves.png": plots.curves(EPOCHS),
+        "curves.png": plots.curves(EPOCHS, "accuracy"),
         **plots.classification(found, probabilities, codes),
     }
 
@@ -51,5 +57,5 @@ def test_one_epoch_is_enough() -> None:
     probabilities = np.array([[0.9, 0.1]], np.float32)
     codes = np.array([0])
     found = evaluate(probabilities, codes, ("x", "y"))
-    assert plots.curves(EPOCHS[:1])
+    assert plots.curves(EPOCHS[:1], "mae")
     assert len(plots.classification(found, probabilities, codes)) == 3

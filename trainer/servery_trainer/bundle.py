@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.examples import Examples
 from servery_trainer.explanation import Importance
 from servery_trainer.heads import Arrays, Findings, Output
@@ -105,7 +106,11 @@ def golden(inputs: Arrays, outputs: Arrays, tolerance: float) -> bytes:
 
 
 def metrics(
-    findings: Findings, test_rows: int, parity: Parity, importances: Sequence[Importance]
+    findings: Findings,
+    test_rows: int,
+    slices: Sequence[pb.Slice],
+    parity: Parity,
+    importances: Sequence[Importance],
 ) -> Any:
     """Render the evaluation of the graph."""
     result = findings.result
@@ -116,6 +121,15 @@ def metrics(
         },
         "test_rows": test_rows,
         **findings.details,
+        "slices": [
+            {
+                "column": part.column,
+                "value": part.value,
+                "row_count": part.row_count,
+                **dict(sorted(part.metrics.items())),
+            }
+            for part in slices
+        ],
         "importances": [
             {
                 "input": importance.input,

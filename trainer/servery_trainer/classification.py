@@ -3,7 +3,7 @@
 Shape suffixes: B rows, K classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -73,6 +73,10 @@ class Classification:
         right_B: NDArray[np.bool_] = outputs[PROBABILITIES].argmax(axis=1) == values
         return right_B.astype(np.float64)
 
+    def metrics(self, outputs: Arrays, values: NDArray[Any]) -> dict[str, float]:
+        """See `Head`."""
+        return evaluation.summary(outputs[PROBABILITIES], values, self.labels)
+
     def evaluate(self, outputs: Arrays, values: NDArray[Any]) -> heads.Findings:
         """See `Head`."""
         probabilities_BK = outputs[PROBABILITIES]
@@ -82,21 +86,11 @@ class Classification:
                 metrics=found.summary,
                 intervals=heads.intervals(found.intervals),
                 labels=self.labels,
+                label_metrics=[figures.to_proto() for figures in found.classes],
                 confusion_matrix=found.confusion.ravel().tolist(),
             ),
             details={
-                "classes": [
-                    {
-                        "label": figures.label,
-                        "precision": figures.precision,
-                        "recall": figures.recall,
-                        "f1": figures.f1,
-                        "support": figures.support,
-                        "roc_auc": figures.roc_auc,
-                        "pr_auc": figures.pr_auc,
-                    }
-                    for figures in found.classes
-                ],
+                "classes": [asdict(figures) for figures in found.classes],
                 "confusion_matrix": found.confusion.tolist(),
             },
             pictures=plots.classification(found, probabilities_BK, values),

@@ -4,11 +4,12 @@ Shape suffixes: B rows, K classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.preprocessing import FloatArray
 from servery_trainer.scores import (
     Interval,
@@ -21,7 +22,7 @@ from servery_trainer.scores import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics:
-    """Figures of one class."""
+    """Figures of one class, or of one of several labels."""
 
     label: str
     precision: float
@@ -36,6 +37,10 @@ class ClassMetrics:
     """Of this class against the rest; None if all rows or none are of it."""
     pr_auc: float | None
     """Average precision of this class against the rest; None as above."""
+
+    def to_proto(self) -> pb.LabelMetrics:
+        """Render it."""
+        return pb.LabelMetrics(**asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,23 @@ def evaluate(
         codes_B: The true class of each row.
         labels: The text of each class.
     """
+    intervals = _intervals(probabilities_BK, codes_B)
+    return _evaluation(probabilities_BK, codes_B, labels, intervals)
+
+
+def summary(
+    probabilities_BK: FloatArray, codes_B: NDArray[np.int64], labels: Sequence[str]
+) -> dict[str, float]:
+    """Return `Evaluation.summary` alone; see `evaluate`."""
+    return _evaluation(probabilities_BK, codes_B, labels, {}).summary
+
+
+def _evaluation(
+    probabilities_BK: FloatArray,
+    codes_B: NDArray[np.int64],
+    labels: Sequence[str],
+    intervals: Mapping[str, Interval],
+) -> Evaluation:
     classes = len(labels)
     predicted_B = probabilities_BK.argmax(axis=1)
     confusion = np.bincount(codes_B * classes + predicted_B, minlength=classes * classes)
@@ -94,12 +116,10 @@ def evaluate(
     right, actual, claimed = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     precision, recall = right / np.maximum(claimed, 1), right / np.maximum(actual, 1)
     f1 = 2 * right / np.maximum(actual + claimed, 1)
-    likelihood_B = probabilities_BK[np.arange(len(codes_B)), codes_B].astype(np.float64)
-    losses_B = -np.log(np.clip(likelihood_B, np.finfo(np.float32).eps, 1))
-    areas = [_areas(probabilities_BK[:, code], codes_B == code) for code in range(classes)]
+    areas = [areas_under(probabilities_BK[:, code], codes_B == code) for code in range(classes)]
     return Evaluation(
         accuracy=float(right.sum() / len(codes_B)),
-        log_loss=float(losses_B.mean()),
+        log_loss=float(_losses_B(probabilities_BK, codes_B).mean()),
         classes=tuple(
             ClassMetrics(
                 label=label,
@@ -114,15 +134,27 @@ def evaluate(
         ),
         confusion=confusion.astype(np.int64),
         calibration_error=calibration_error(probabilities_BK, codes_B),
-        intervals=bootstrap(
-            {"cell": codes_B * classes + predicted_B, "loss": losses_B},
-            {
-                "accuracy": lambda draws: (draws["cell"] % (classes + 1) == 0).mean(axis=1),
-                "macro_f1": lambda draws: [_macro_f1(cell, classes) for cell in draws["cell"]],
-                "log_loss": lambda draws: draws["loss"].mean(axis=1),
-            },
-        ),
+        intervals=intervals,
     )
+
+
+def _intervals(probabilities_BK: FloatArray, codes_B: NDArray[np.int64]) -> dict[str, Interval]:
+    classes = probabilities_BK.shape[1]
+    cells_B = codes_B * classes + probabilities_BK.argmax(axis=1)
+    return bootstrap(
+        {"cell": cells_B, "loss": _losses_B(probabilities_BK, codes_B)},
+        {
+            "accuracy": lambda draws: (draws["cell"] % (classes + 1) == 0).mean(axis=1),
+            "macro_f1": lambda draws: [_macro_f1(cell, classes) for cell in draws["cell"]],
+            "log_loss": lambda draws: draws["loss"].mean(axis=1),
+        },
+    )
+
+
+def _losses_B(probabilities_BK: FloatArray, codes_B: NDArray[np.int64]) -> NDArray[np.float64]:
+    likelihood_B = probabilities_BK[np.arange(len(codes_B)), codes_B].astype(np.float64)
+    losses_B: NDArray[np.float64] = -np.log(np.clip(likelihood_B, np.finfo(np.float32).eps, 1))
+    return losses_B
 
 
 def _macro_f1(cell_B: NDArray[np.int64], classes: int) -> float:
@@ -133,9 +165,10 @@ def _macro_f1(cell_B: NDArray[np.int64], classes: int) -> float:
     return float((2 * right / np.maximum(rows, 1)).mean())
 
 
-def _areas(
+def areas_under(
     scores_B: FloatArray, truth_B: NDArray[np.bool_]
 ) -> tuple[float, float] | tuple[None, None]:
+    """Return the areas under the ROC and the precision-recall curve; None if all rows are alike."""
     if truth_B.all() or not truth_B.any():
         return None, None
     return roc_auc(scores_B, truth_B), average_precision(scores_B, truth_B)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from servery.trainer.v1 import dataset_pb2, training_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
 from servery_trainer.fitting import most_features
+from servery_trainer.label_sets import LabelColumnsReader, LabelListReader
 from servery_trainer.networks import Dense
+from servery_trainer.quantities import QuantityReader
 from servery_trainer.rows import (
     IMAGE_INPUT,
     Rows,
@@ -23,8 +25,8 @@ from servery_trainer.rows import (
 )
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import Spec
-from servery_trainer.targets import ClassReader, Target
-from servery_trainer.tasks import ImageTask, TabularTask, TextTask
+from servery_trainer.targets import ClassReader, Target, TargetReader
+from servery_trainer.tasks import Aim, Goal, ImageTask, TabularTask, TextTask
 from servery_trainer.texts import FIRST_WORD
 
 
@@ -42,6 +44,9 @@ class Examples:
     """See `Rows`."""
 
     target: Target
+    """See `Rows`."""
+
+    aside: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
     """See `Rows`."""
 
     row_numbers_B: NDArray[np.int64]
@@ -77,12 +82,14 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     """
     match spec.task:
         case TabularTask() as task:
-            rows = read_table(task.features, ClassReader(task.target), task.column_types, path)
+            rows = read_table(
+                task.features, _reader(task.aim), task.column_types, path, task.slice_columns
+            )
             total = len(rows.numbers_B)
             rows = _without_missing(rows, task.missing)
         case TextTask() as task:
             types = {task.text: dataset_pb2.COLUMN_TYPE_TEXT}
-            rows = read_table((task.text,), ClassReader(task.target), types, path)
+            rows = read_table((task.text,), _reader(task.aim), types, path, task.slice_columns)
             total = len(rows.numbers_B)
             rows = _without_missing(rows, task.missing)
         case ImageTask() as task:
@@ -104,12 +111,25 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         inputs=rows.inputs,
         types=rows.types,
         target=rows.target,
+        aside=rows.aside,
         row_numbers_B=rows.numbers_B,
         total=total,
         dropped_missing=dropped_missing,
         dropped_duplicates=0 if kept else repeated,
         kept_duplicates=repeated if kept else 0,
     )
+
+
+def _reader(aim: Aim) -> TargetReader:
+    match aim.goal:
+        case Goal.CLASS:
+            return ClassReader(aim.columns[0])
+        case Goal.NUMBER:
+            return QuantityReader(aim.columns[0])
+        case Goal.LABELS if aim.separator:
+            return LabelListReader(aim.columns[0], aim.separator)
+        case Goal.LABELS:
+            return LabelColumnsReader(aim.columns)
 
 
 def _feature_shape(rows: Rows) -> tuple[int, ...]:

@@ -95,5 +95,8 @@ class Head(Protocol):
             values: `Target.values` of the same rows.
         """
 
+    def metrics(self, outputs: Arrays, values: NDArray[Any]) -> dict[str, float]:
+        """Return `Findings.result.metrics` alone, also of few rows; see `row_scores`."""
+
     def evaluate(self, outputs: Arrays, values: NDArray[Any]) -> Findings:
         """Judge the outputs for rows not trained on, at least one; see `row_scores`."""

@@ -57,3 +57,59 @@ class CrossEntropy:
     def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
         """See `Objective`: probabilities."""
         return keras.layers.Softmax()(outputs)
+
+
+class SquaredError:
+    """Of one number per row, standardised; see `Objective`.
+
+    Args:
+        mean: Of the numbers of the training part.
+        deviation: Their standard deviation, over 0.
+    """
+
+    figure = "mae"
+
+    def __init__(self, mean: float, deviation: float) -> None:
+        self._mean = mean
+        self._deviation = deviation
+
+    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`."""
+        return tf.square(outputs - (values - self._mean) / self._deviation)[:, 0]
+
+    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: how far off the number is, in its own unit."""
+        return tf.abs(outputs * self._deviation + self._mean - values)[:, 0]
+
+    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        """See `Objective`: numbers in their own unit."""
+        return keras.layers.Rescaling(self._deviation, self._mean)(outputs)
+
+
+class LabelCrossEntropy:
+    """Of any number of labels per row, from one output per label; see `Objective`.
+
+    Args:
+        without: How much a row without each label counts, [K].
+        with_it: How much a row with it does, [K].
+    """
+
+    figure = "subset_accuracy"
+
+    def __init__(self, without: FloatArray, with_it: FloatArray) -> None:
+        self._without = without
+        self._with_it = with_it
+
+    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: the mean over the labels."""
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(values, tf.float32), outputs)
+        weights = tf.where(values > 0, self._with_it, self._without)
+        return tf.reduce_mean(losses * weights, axis=1)
+
+    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: 1 if all labels are right, else 0."""
+        return tf.cast(tf.reduce_all((outputs >= 0) == (values > 0), axis=1), tf.float32)
+
+    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        """See `Objective`: probabilities."""
+        return keras.layers.Activation("sigmoid")(outputs)

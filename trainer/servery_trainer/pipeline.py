@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from servery.trainer.v1 import training_pb2
 from servery_trainer import bundle, export, families, parity, plots, problems, training
 from servery_trainer.canonical import canonical
-from servery_trainer.checkpoints import CheckpointStore
+from servery_trainer.checkpoints import CheckpointStore, digest
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
 from servery_trainer.quantization import CALIBRATION_ROWS
+from servery_trainer.slices import by_slice
 from servery_trainer.spec import Spec
 from servery_trainer.split import Split, split_rows
 from servery_trainer.variants import Proof, Variant, optimize
@@ -78,6 +79,7 @@ def run(
     )
     store = CheckpointStore(checkpoints, _fingerprint(spec, threads)) if checkpoints else None
     epochs = training.fit(network, objective, train, validation, spec.training, report, store)
+    weights_sha256 = digest(network.get_weights())
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
     answering = export.answering(network, objective)
@@ -104,7 +106,10 @@ def run(
         threads,
     )
     (chosen,) = (variant for variant in variants if variant.chosen)
-    findings = head.evaluate(chosen.graph.predict(test), truth)
+    outputs = chosen.graph.predict(test)
+    findings = head.evaluate(outputs, truth)
+    aside = {name: texts_B[split.test] for name, texts_B in examples.aside.items()}
+    slices = by_slice(head, outputs, truth, aside)
     importances = permutation_importance(chosen.graph, head, test, truth)
 
     bundle.write(
@@ -113,12 +118,12 @@ def run(
         bundle.golden(golden, expected, chosen.tolerance),
         {
             "signature.json": bundle.signature(spec.task.name, examples.inputs, head.outputs),
-            "metrics.json": bundle.metrics(findings, len(truth), proven, importances),
+            "metrics.json": bundle.metrics(findings, len(truth), slices, proven, importances),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
-            "lineage.json": _lineage(spec, examples, split),
+            "lineage.json": _lineage(spec, examples, split, weights_sha256),
         },
-        {"curves.png": plots.curves(epochs), **findings.pictures},
+        {"curves.png": plots.curves(epochs, objective.figure), **findings.pictures},
     )
     result = training_pb2.TrainingResult(
         parity=training_pb2.Parity(
@@ -139,8 +144,11 @@ def run(
             )
             for importance in importances
         ],
+        weights_sha256=weights_sha256,
     )
     result.MergeFrom(findings.result)
+    result.score = head.score
+    result.slices.extend(slices)
     return result
 
 
@@ -180,11 +188,12 @@ def _row_counts(examples: Examples, split: Split) -> training_pb2.RowCounts:
     )
 
 
-def _lineage(spec: Spec, examples: Examples, split: Split) -> Any:
+def _lineage(spec: Spec, examples: Examples, split: Split, weights_sha256: str) -> Any:
     return {
         "dataset": str(spec.dataset),
         "spec": json_format.MessageToDict(spec.to_proto()),
         "seed": spec.training.seed,
+        "weights_sha256": weights_sha256,
         "rows": {
             "total": examples.total,
             "dropped_missing": examples.dropped_missing,

@@ -4,7 +4,7 @@ Shape suffixes: B rows, K classes.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer import scores
-from servery_trainer.evaluation import Evaluation
+from servery_trainer.evaluation import ClassMetrics, Evaluation
 from servery_trainer.preprocessing import FloatArray
 
 _SIZE_INCHES: Final = 6.0
@@ -23,6 +23,7 @@ _DOTS_PER_INCH: Final = 110
 _MOST_NAMED: Final = 20
 """Classes whose names and counts are written out; more than that only as colours."""
 _MOST_CURVES: Final = 10
+_MOST_POINTS: Final = 5000
 _LONGEST_LABEL: Final = 20
 _FIRST, _SECOND, _QUIET = "#1f5fa8", "#c8501e", "#999999"
 
@@ -42,23 +43,35 @@ def classification(
     """
     return {
         "confusion.png": _confusion(evaluation),
-        "roc.png": _roc(evaluation, probabilities_BK, codes_B),
+        "roc.png": roc(
+            evaluation.classes,
+            probabilities_BK,
+            codes_B[:, None] == np.arange(len(evaluation.classes)),
+        ),
         "calibration.png": _calibration(evaluation, probabilities_BK, codes_B),
     }
 
 
-def curves(epochs: Sequence[pb.Epoch]) -> bytes:
+def curves(epochs: Sequence[pb.Epoch], figure_name: str) -> bytes:
     """Draw the loss and the figure of each epoch, of at least one."""
     figure = Figure((_SIZE_INCHES * 1.6, _SIZE_INCHES * 0.7), layout="constrained")
     numbers = [epoch.number for epoch in epochs]
     best = min(epochs, key=lambda epoch: epoch.validation_loss).number
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    loss = [epoch.loss for epoch in epochs], [epoch.validation_loss for epoch in epochs]
+    other = (
+        [epoch.metrics[figure_name] for epoch in epochs],
+        [epoch.metrics[f"val_{figure_name}"] for epoch in epochs],
+    )
+    left, right = figure.subplots(1, 2)
+    for axes, name, (training, validation) in (
+        (left, "loss", loss),
+        (right, figure_name.replace("_", " "), other),
+    ):
         marker = "o" if len(epochs) < 3 else None
-        for field, label, colour in (
-            (name, "training", _FIRST),
-            (f"validation_{name}", "validation", _SECOND),
+        for values, label, colour in (
+            (training, "training", _FIRST),
+            (validation, "validation", _SECOND),
         ):
-            values = [getattr(epoch, field) for epoch in epochs]
             axes.plot(numbers, values, label=label, color=colour, marker=marker)
         axes.axvline(best, color=_QUIET, linestyle=":", label=f"best epoch ({best})")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,20 +107,35 @@ def _confusion(evaluation: Evaluation) -> bytes:
     return _png(figure)
 
 
-def _roc(evaluation: Evaluation, probabilities_BK: FloatArray, codes_B: NDArray[np.int64]) -> bytes:
+def roc(
+    classes: Sequence[ClassMetrics],
+    probabilities_BK: FloatArray,
+    truth_BK: NDArray[np.bool_],
+    *,
+    exclusive: bool = True,
+) -> bytes:
+    """Draw the ROC curves of classes, or of labels.
+
+    Args:
+        classes: Their figures.
+        probabilities_BK: What the graph says.
+        truth_BK: Which are true.
+        exclusive: Just one is: of two, one curve says all.
+    """
     figure = Figure((_SIZE_INCHES * 1.1, _SIZE_INCHES), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_QUIET, linestyle=":", label="by chance")
-    known = [code for code, c in enumerate(evaluation.classes) if c.roc_auc is not None]
-    shown = known[-1:] if len(evaluation.classes) == 2 else known
+    known = [code for code, c in enumerate(classes) if c.roc_auc is not None]
+    one_says_all = exclusive and len(classes) == 2
+    shown = known[-1:] if one_says_all else known
     # of many classes those that are the hardest to tell
-    shown = sorted(shown, key=lambda code: evaluation.classes[code].roc_auc or 0)[:_MOST_CURVES]
+    shown = sorted(shown, key=lambda code: classes[code].roc_auc or 0)[:_MOST_CURVES]
     for code in sorted(shown):
-        figures = evaluation.classes[code]
-        rates = scores.roc_curve(probabilities_BK[:, code], codes_B == code)
+        figures = classes[code]
+        rates = scores.roc_curve(probabilities_BK[:, code], truth_BK[:, code])
         axes.plot(*rates, label=f"{_short(figures.label)} ({figures.roc_auc:.4f})")
-    left_out = len(known) - len(shown) if len(evaluation.classes) > 2 else 0
-    title = "ROC, one class against the rest (area)"
+    left_out = 0 if one_says_all else len(known) - len(shown)
+    title = f"ROC, one {'class' if exclusive else 'label'} against the rest (area)"
     title += f"; the {len(shown)} hardest of {len(known)}" if left_out else ""
     _name(axes, title, "false positive rate", "true positive rate")
     axes.legend(loc="lower right", fontsize="small")
@@ -131,6 +159,29 @@ def _calibration(
     below.bar(sure, counts, width=0.8 * width, color=_FIRST)
     below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     _name(below, "", "probability of the predicted class", "rows")
+    return _png(figure)
+
+
+def residuals(predicted_B: FloatArray, truth_B: FloatArray, metrics: Mapping[str, float]) -> bytes:
+    """Draw predictions over the truth, and how far they are off.
+
+    Args:
+        predicted_B: By the published graph.
+        truth_B: The same rows.
+        metrics: With `mae` and, if there is one, `r2`.
+    """
+    figure = Figure((_SIZE_INCHES * 1.6, _SIZE_INCHES * 0.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    ends = [min(predicted_B.min(), truth_B.min()), max(predicted_B.max(), truth_B.max())]
+    left.plot(ends, ends, color=_QUIET, linestyle=":", label="right")
+    every = -(-len(truth_B) // _MOST_POINTS)
+    left.scatter(truth_B[::every], predicted_B[::every], s=10, alpha=0.5, color=_FIRST)
+    title = f"R² {metrics['r2']:.4f}" if "r2" in metrics else "All rows hold the same number"
+    _name(left, f"{len(truth_B)} test rows, {title}", "true", "predicted")
+    left.legend(loc="upper left")
+    right.hist(predicted_B - truth_B, bins=30, color=_FIRST)
+    right.axvline(0, color=_QUIET, linestyle=":")
+    _name(right, f"Mean absolute error {metrics['mae']:.4g}", "predicted minus true", "rows")
     return _png(figure)
 
 

@@ -6,7 +6,11 @@ from numpy.typing import NDArray
 from servery_trainer.classification import Classification
 from servery_trainer.heads import Head
 from servery_trainer.hyperparameters import Training
-from servery_trainer.objectives import CrossEntropy, Objective
+from servery_trainer.label_sets import LabelSets
+from servery_trainer.multi_label import MultiLabel
+from servery_trainer.objectives import CrossEntropy, LabelCrossEntropy, Objective, SquaredError
+from servery_trainer.quantities import Quantities
+from servery_trainer.regression import Regression
 from servery_trainer.schedules import class_weights
 from servery_trainer.targets import Classes, Target
 
@@ -23,5 +27,12 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
         case Classes(values=codes_B, labels=labels):
             weights = class_weights(settings, codes_B[train], len(labels))
             return Classification(labels), CrossEntropy(weights)
+        case Quantities(values=values, column=column):
+            numbers = values[train].astype(np.float64)
+            mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
+            return Regression(column, deviation**2), SquaredError(mean, deviation)
+        case LabelSets(values=values, labels=labels):
+            by_label = [class_weights(settings, truths, 2) for truths in values[train].T]
+            return MultiLabel(labels), LabelCrossEntropy(*np.stack(by_label, axis=1))
         case _:
             raise TypeError(f"nothing learns {type(target).__name__}")

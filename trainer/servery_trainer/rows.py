@@ -1,7 +1,7 @@
 """From a stored file to rows: every value parsed, none left out yet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,9 @@ class Rows:
     numbers_B: NDArray[np.int64]
     """The number of each row in the file, from 1."""
 
+    aside: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    """Texts [B] of columns that rows are judged by and not learned from; "" where missing."""
+
     def keep(self, mask_B: NDArray[np.bool_]) -> "Rows":
         """Return the rows where `mask_B` holds."""
         if mask_B.all():
@@ -50,6 +53,7 @@ class Rows:
             types=self.types,
             target=self.target.keep(mask_B),
             numbers_B=self.numbers_B[mask_B],
+            aside={name: texts_B[mask_B] for name, texts_B in self.aside.items()},
         )
 
 
@@ -58,6 +62,7 @@ def read_table(
     target: TargetReader,
     column_types: Mapping[str, ColumnType.ValueType],
     path: Path,
+    aside: Sequence[str] = (),
 ) -> Rows:
     """Read the features and the target of a table.
 
@@ -66,6 +71,7 @@ def read_table(
         target: Reads the others; used up.
         column_types: Of the columns that are to be what they do not look like.
         path: The file.
+        aside: Columns for `Rows.aside`, which may be features as well.
 
     Raises:
         DatasetInvalidError: A column is missing or named like an output of the model, a feature
@@ -73,15 +79,20 @@ def read_table(
     """
     header = sources.read_header(path)
     features = features or tuple(name for name in header if name not in target.columns)
-    _check_columns(header, features, target)
+    _check_columns(header, features, target, aside)
     inferred = columns.infer_types(
         path, header, [name for name in features if name not in column_types]
     )
     types = [column_types.get(name) or inferred[name] for name in features]
     parts: list[list[NDArray[Any]]] = [[] for _ in features]
-    for block in sources.read_blocks(path, header, [*features, *target.columns]):
-        cells = block.columns[: len(features)]
-        target.add(block.first_row, block.columns[len(features) :])
+    shelves: list[list[Any]] = [[] for _ in aside]
+    wanted = list(dict.fromkeys([*features, *target.columns, *aside]))
+    for block in sources.read_blocks(path, header, wanted):
+        by_name = dict(zip(wanted, block.columns, strict=True))
+        target.add(block.first_row, [by_name[name] for name in target.columns])
+        for shelf, name in zip(shelves, aside, strict=True):
+            shelf += by_name[name].fill_null("").to_pylist()
+        cells = [by_name[name] for name in features]
         for part, values in zip(parts, _values(block, cells, features, types), strict=True):
             part.append(values)
     if not any(map(len, parts[0])):
@@ -94,11 +105,16 @@ def read_table(
         types=dict(zip(features, types, strict=True)),
         target=target.target(),
         numbers_B=np.arange(1, len(inputs[features[0]]) + 1),
+        aside={
+            name: np.array(shelf, np.object_) for name, shelf in zip(aside, shelves, strict=True)
+        },
     )
 
 
-def _check_columns(header: Sequence[str], features: Sequence[str], target: TargetReader) -> None:
-    for name in (*target.columns, *features):
+def _check_columns(
+    header: Sequence[str], features: Sequence[str], target: TargetReader, aside: Sequence[str]
+) -> None:
+    for name in (*target.columns, *features, *aside):
         if name not in header:
             known = ", ".join(header[:_MOST_NAMES]) + (", …" if len(header) > _MOST_NAMES else "")
             raise DatasetInvalidError(
@@ -131,9 +147,10 @@ def _values(
     """Parse the features of a block; of several bad cells the one in the first row is named."""
     parsed: list[NDArray[Any]] = []
     bad = []
+    values: NDArray[Any]
     for index, (column, kind) in enumerate(zip(cells, types, strict=True)):
         if kind == dataset_pb2.COLUMN_TYPE_NUMERIC:
-            values, wrong = _numbers(column)
+            values, wrong = tables.parse_float32(column)
         else:
             wrong = columns.first_wrong(column, kind)
             values = columns.texts(column, kind)
@@ -147,16 +164,6 @@ def _values(
             raise tables.not_a_number(*place, value)
         raise columns.wrong_type(*place, value, types[index])
     return parsed
-
-
-def _numbers(cells: Any) -> tuple[NDArray[Any], int | None]:
-    """See `tables.parse_numbers`; also a number beyond float32 is none."""
-    numbers, wrong = tables.parse_numbers(cells)
-    with np.errstate(over="ignore"):
-        narrow = numbers.astype(np.float32)
-    if wrong is None and np.isinf(narrow).any():
-        wrong = int(np.isinf(narrow).argmax())
-    return narrow, wrong
 
 
 def are_missing(values: NDArray[Any]) -> NDArray[np.bool_]:

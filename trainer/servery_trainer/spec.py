@@ -9,7 +9,7 @@ from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
 from servery_trainer.hyperparameters import Optimization, Training
 from servery_trainer.networks import Family, parse_family
-from servery_trainer.tasks import Task, parse_task
+from servery_trainer.tasks import Goal, ImageTask, Task, parse_task
 
 ROOT: Final = "training_job.spec"
 
@@ -61,13 +61,18 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     if validation + test >= 1:
         rule = "leave rows to train on: both fractions together must be below 1"
         raise FieldInvalidError(f"{ROOT}.split.test_fraction", test, rule)
+    training = Training.parse(spec.training, f"{ROOT}.training")
+    balanced = training.class_weights == training_pb2.CLASS_WEIGHTS_BALANCED
+    if balanced and not isinstance(task, ImageTask) and task.aim.goal is Goal.NUMBER:
+        rule = "be EQUAL: numbers have no classes"
+        raise FieldInvalidError(f"{ROOT}.training.class_weights", "BALANCED", rule)
     return Spec(
         dataset=dataset,
         task=task,
         family=parse_family(spec, task, ROOT),
         validation_fraction=validation,
         test_fraction=test,
-        training=Training.parse(spec.training, f"{ROOT}.training"),
+        training=training,
         optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
         model=model,
         alias=alias,

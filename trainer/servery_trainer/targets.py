@@ -142,6 +142,20 @@ class Classes:
         return {"labels": dict(zip(self.labels, counts.tolist(), strict=True))}
 
 
+def require_rows(rows: int) -> None:
+    """Refuse fewer rows than there are parts.
+
+    Raises:
+        DatasetInvalidError: There are.
+    """
+    if rows < MIN_ROWS_PER_CLASS:
+        raise DatasetInvalidError(
+            Problem.TOO_FEW_ROWS,
+            f"{rows} rows are left, but each part (training, validation, test) needs one; add rows"
+            f" up to {MIN_ROWS_PER_CLASS}",
+        )
+
+
 class ClassReader:
     """Reads the class of each row from one column; see `TargetReader`."""
 

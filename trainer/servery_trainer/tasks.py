@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from enum import Enum
+from typing import Any, ClassVar, Final, Self
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
@@ -49,55 +50,108 @@ class Fill:
         return pb.Fill(number=self.number, text=self.text, boolean=self.boolean, date=self.date)
 
 
+class Goal(Enum):
+    """What is to be told of a row."""
+
+    CLASS = "classification"
+    NUMBER = "regression"
+    LABELS = "multi_label"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What is to be told of a row of a table, and the columns that teach it."""
+
+    goal: Goal
+    columns: tuple[str, ...]
+    """One, but for LABELS without a separator."""
+    separator: str = ""
+    """Of LABELS: what stands between those of a cell. Empty: each column is a label."""
+
+    @classmethod
+    def parse(cls, goal: Goal, task: Any, path: str) -> Self:
+        """Parse the fields `target`, or `targets` and `separator`, of the message at `path`.
+
+        Raises:
+            FieldInvalidError: No column is named, one twice, or more than one with a separator.
+        """
+        if goal is not Goal.LABELS:
+            if not task.target:
+                what = "class" if goal is Goal.CLASS else "number"
+                raise FieldInvalidError(f"{path}.target", "", f"name the column with the {what}")
+            return cls(goal=goal, columns=(task.target,))
+        if not task.targets:
+            raise FieldInvalidError(f"{path}.targets", "", "name the columns with the labels")
+        _columns(task.targets, (), f"{path}.targets")
+        if task.separator and len(task.targets) > 1:
+            rule = "name one column, the one that lists labels; or leave the separator out"
+            raise FieldInvalidError(f"{path}.targets[1]", task.targets[1], rule)
+        return cls(goal=goal, columns=tuple(task.targets), separator=task.separator)
+
+    def fields(self) -> dict[str, Any]:
+        """Render it as the fields it was parsed from."""
+        if self.goal is Goal.LABELS:
+            return {"targets": self.columns, "separator": self.separator}
+        return {"target": self.columns[0]}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularTask:
-    """Learn the class of a row from its columns."""
+    """Learn something of a row from its columns."""
 
-    target: str
+    aim: Aim
     features: tuple[str, ...]
-    """Empty: every column but the target."""
+    """Empty: every column but those of the aim."""
     missing: pb.MissingPolicy.ValueType
     duplicates: pb.DuplicatePolicy.ValueType
     column_types: Mapping[str, dataset_pb2.ColumnType.ValueType] = field(default_factory=dict)
     """Of the columns that are to be what they do not look like."""
     fill: Fill = Fill()
+    slice_columns: tuple[str, ...] = ()
 
-    name: ClassVar = "tabular_classification"
     dataset_formats: ClassVar = sources.FORMATS
 
     @classmethod
-    def parse(cls, task: pb.TabularClassification, path: str) -> Self:
+    def parse(cls, goal: Goal, task: Any, path: str) -> Self:
         """Parse the message at `path`.
 
         Raises:
             FieldInvalidError: A field is malformed.
         """
-        features = _features(task.features, task.target, path)
+        aim = Aim.parse(goal, task, path)
+        features = _columns(task.features, aim.columns, f"{path}.features")
         for column in task.column_types:
             place = f"{path}.column_types[{column}]"
-            if column == task.target or (features and column not in features):
+            if column in aim.columns or (features and column not in features):
                 raise FieldInvalidError(place, column, "be one of the features")
             known(task.column_types[column], dataset_pb2.ColumnType, place)
             if not task.column_types[column]:
                 raise FieldInvalidError(place, 0, "be a type of column")
         return cls(
-            target=task.target,
+            aim=aim,
             features=features,
             missing=_missing(task.missing, path),
             duplicates=_duplicates(task.duplicates, path),
             column_types=dict(task.column_types),
             fill=Fill.parse(task.fill, f"{path}.fill"),
+            slice_columns=_columns(task.slice_columns, aim.columns, f"{path}.slice_columns"),
         )
 
-    def to_proto(self) -> pb.TabularClassification:
+    @property
+    def name(self) -> str:
+        """That of the field of the spec."""
+        return f"tabular_{self.aim.goal.value}"
+
+    def to_proto(self) -> Any:
         """Render it; `parse` gives an equal value back."""
-        return pb.TabularClassification(
-            target=self.target,
+        return _TABULAR[self.aim.goal](
+            **self.aim.fields(),
             features=self.features,
             missing=self.missing,
             duplicates=self.duplicates,
             column_types=self.column_types,
             fill=self.fill.to_proto(),
+            slice_columns=self.slice_columns,
         )
 
 
@@ -134,20 +188,20 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextTask:
-    """Learn the class of a text from its words."""
+    """Learn something of a text from its words."""
 
+    aim: Aim
     text: str
-    target: str
     missing: pb.MissingPolicy.ValueType
     duplicates: pb.DuplicatePolicy.ValueType
     max_tokens: int
     vocabulary_size: int
+    slice_columns: tuple[str, ...] = ()
 
-    name: ClassVar = "text_classification"
     dataset_formats: ClassVar = sources.FORMATS
 
     @classmethod
-    def parse(cls, task: pb.TextClassification, path: str) -> Self:
+    def parse(cls, goal: Goal, task: Any, path: str) -> Self:
         """Parse the message at `path`.
 
         Raises:
@@ -155,35 +209,53 @@ class TextTask:
         """
         if not task.text:
             raise FieldInvalidError(f"{path}.text", "", "name the column that holds the text")
-        _features([], task.target, path)
-        if task.text == task.target:
+        aim = Aim.parse(goal, task, path)
+        if task.text in aim.columns:
             raise FieldInvalidError(f"{path}.text", task.text, "be another column than the target")
         missing = _missing(task.missing, path)
         if missing not in (pb.MISSING_POLICY_REFUSE, pb.MISSING_POLICY_DROP_ROWS):
             name = pb.MissingPolicy.Name(missing)
             raise FieldInvalidError(f"{path}.missing", name, "be REFUSE or DROP_ROWS for texts")
         return cls(
+            aim=aim,
             text=task.text,
-            target=task.target,
             missing=missing,
             duplicates=_duplicates(task.duplicates, path),
             max_tokens=count(task.max_tokens, 128, 4096, f"{path}.max_tokens"),
             vocabulary_size=count(task.vocabulary_size, 10_000, 100_000, f"{path}.vocabulary_size"),
+            slice_columns=_columns(task.slice_columns, aim.columns, f"{path}.slice_columns"),
         )
 
-    def to_proto(self) -> pb.TextClassification:
+    @property
+    def name(self) -> str:
+        """That of the field of the spec."""
+        return f"text_{self.aim.goal.value}"
+
+    def to_proto(self) -> Any:
         """Render it; `parse` gives an equal value back."""
-        return pb.TextClassification(
+        return _TEXT[self.aim.goal](
+            **self.aim.fields(),
             text=self.text,
-            target=self.target,
             missing=self.missing,
             duplicates=self.duplicates,
             max_tokens=self.max_tokens,
             vocabulary_size=self.vocabulary_size,
+            slice_columns=self.slice_columns,
         )
 
 
 Task = TabularTask | ImageTask | TextTask
+
+_TABULAR: Final[dict[Goal, Any]] = {
+    Goal.CLASS: pb.TabularClassification,
+    Goal.NUMBER: pb.TabularRegression,
+    Goal.LABELS: pb.TabularMultiLabel,
+}
+_TEXT: Final[dict[Goal, Any]] = {
+    Goal.CLASS: pb.TextClassification,
+    Goal.NUMBER: pb.TextRegression,
+    Goal.LABELS: pb.TextMultiLabel,
+}
 
 
 def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
@@ -192,30 +264,30 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
     Raises:
         FieldInvalidError: There is none, or a field of it is malformed.
     """
-    match spec.WhichOneof("task"):
-        case "tabular_classification" as chosen:
-            return TabularTask.parse(spec.tabular_classification, f"{root}.{chosen}")
-        case "image_classification" as chosen:
-            return ImageTask.parse(spec.image_classification, f"{root}.{chosen}")
-        case "text_classification" as chosen:
-            return TextTask.parse(spec.text_classification, f"{root}.{chosen}")
-        case _:
-            known_tasks = " or ".join(task.name for task in (TabularTask, ImageTask, TextTask))
-            raise FieldInvalidError(f"{root}.task", "", f"be {known_tasks}")
+    chosen = spec.WhichOneof("task") or ""
+    path, message = f"{root}.{chosen}", getattr(spec, chosen, None)
+    if chosen == ImageTask.name:
+        return ImageTask.parse(spec.image_classification, path)
+    for goal in Goal:
+        if chosen == f"tabular_{goal.value}":
+            return TabularTask.parse(goal, message, path)
+        if chosen == f"text_{goal.value}":
+            return TextTask.parse(goal, message, path)
+    known_tasks = " or ".join(field.name for field in spec.DESCRIPTOR.oneofs_by_name["task"].fields)
+    raise FieldInvalidError(f"{root}.task", "", f"be {known_tasks}")
 
 
-def _features(features: Sequence[str], target: str, path: str) -> tuple[str, ...]:
-    if not target:
-        raise FieldInvalidError(f"{path}.target", "", "name the column that holds the class")
-    for index, feature in enumerate(features):
-        place = f"{path}.features[{index}]"
-        if not feature:
-            raise FieldInvalidError(place, feature, "name a column")
-        if feature == target:
-            raise FieldInvalidError(place, feature, "be another column than the target")
-        if feature in features[:index]:
-            raise FieldInvalidError(place, feature, "be named once")
-    return tuple(features)
+def _columns(names: Sequence[str], others: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return names of columns: each given, once, and none of `others`, which are the targets."""
+    for index, name in enumerate(names):
+        place = f"{field}[{index}]"
+        if not name:
+            raise FieldInvalidError(place, name, "name a column")
+        if name in others:
+            raise FieldInvalidError(place, name, "be another column than the target")
+        if name in names[:index]:
+            raise FieldInvalidError(place, name, "be named once")
+    return tuple(names)
 
 
 def _missing(value: pb.MissingPolicy.ValueType, path: str) -> pb.MissingPolicy.ValueType:

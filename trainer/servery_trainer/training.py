@@ -188,7 +188,7 @@ class _Fit:
 
     def _close(self) -> None:
         """End the present epoch: judge it, keep what is best, write a checkpoint."""
-        at, number = self._at, self._at.number
+        at, number, name = self._at, self._at.number, self._objective.figure
         loss, figure = at.loss_sum / at.seen, at.figure_sum / at.seen
         validation_loss, validation_figure = self._validate()
         at.diverged = not math.isfinite(loss + validation_loss)  # weights that are NaN stay NaN
@@ -196,10 +196,11 @@ class _Fit:
             epoch = training_pb2.Epoch(
                 number=number,
                 loss=loss,
-                accuracy=figure,
                 validation_loss=validation_loss,
-                validation_accuracy=validation_figure,
+                metrics={name: figure, f"val_{name}": validation_figure},
             )
+            if name == "accuracy":
+                epoch.accuracy, epoch.validation_accuracy = figure, validation_figure
             at.epochs.append(json_format.MessageToDict(epoch))
             at.waited += 1
             if validation_loss < at.best_loss:
@@ -211,7 +212,7 @@ class _Fit:
         if not at.diverged:
             self._metrics |= {
                 "val_loss": validation_loss,
-                f"val_{self._objective.figure}": validation_figure,
+                f"val_{name}": validation_figure,
             }
             self._report(self._progress(number, self._steps, done=number))
 

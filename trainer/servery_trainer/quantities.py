@@ -1,0 +1,86 @@
+"""A number for each row as what it teaches.
+
+Shape suffixes: B rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servery_trainer import tables
+from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
+from servery_trainer.targets import require_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantities:
+    """A number for each row; see `Target`."""
+
+    values: NDArray[np.float32]
+    """[B, 1], finite."""
+    column: str
+    """Where they come from."""
+
+    width = 1
+
+    @property
+    def strata_B(self) -> NDArray[np.int64]:
+        """See `Target`: all alike."""
+        return np.zeros(len(self.values), np.int64)
+
+    def keep(self, mask_B: NDArray[np.bool_]) -> Self:
+        """See `Target`."""
+        return replace(self, values=self.values[mask_B])
+
+    def check(self) -> None:
+        """See `Target`: there must be a row for each part, and two different numbers."""
+        require_rows(len(self.values))
+        if self.values.min() == self.values.max():
+            raise DatasetInvalidError(
+                Problem.CONSTANT_TARGET,
+                f"column {self.column!r} holds {self.values[0, 0]:g} in all rows; there is nothing to"
+                " learn",
+                column=self.column,
+            )
+
+    def describe(self, rows: NDArray[np.int64]) -> Mapping[str, Any]:
+        """See `Target`."""
+        values = self.values[rows].astype(np.float64)
+        return {
+            "target": {
+                "mean": float(values.mean()),
+                "standard_deviation": float(values.std()),
+                "minimum": float(values.min()),
+                "maximum": float(values.max()),
+            }
+        }
+
+
+class QuantityReader:
+    """Reads the number of each row from one column; see `TargetReader`."""
+
+    outputs = ("value",)
+
+    def __init__(self, column: str) -> None:
+        self.columns = (column,)
+        self._parts: list[NDArray[np.float32]] = []
+
+    def add(self, first_row: int, cells: Sequence[Any]) -> None:
+        """See `TargetReader`."""
+        (column,) = self.columns
+        numbers, wrong = tables.parse_float32(cells[0])
+        if wrong is not None:
+            raise tables.not_a_number(first_row + wrong, column, cells[0][wrong].as_py())
+        missing_B = np.isnan(numbers)
+        if missing_B.any():
+            row = first_row + int(missing_B.argmax())
+            raise missing_value(row, column, "give it a number or remove the row")
+        self._parts.append(numbers)
+
+    def target(self) -> Quantities:
+        """See `TargetReader`."""
+        values = np.concatenate(self._parts)[:, None]
+        return Quantities(values=values, column=self.columns[0])
