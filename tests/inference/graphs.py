@@ -199,6 +199,18 @@ def plus_bundle(number: float, golden: float | None = None) -> dict[str, bytes]:
     }
 
 
+def external_plus_bundle(number: float) -> dict[str, bytes]:
+    """A bundle of `plus(number)` that has the number in a file beside the graph."""
+    made = onnx.ModelProto.FromString(plus(number))
+    (weight,) = made.graph.initializer
+    data = weight.raw_data
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="weights.bin")
+    graph = bytes(made.SerializeToString())
+    return {**plus_bundle(number), "model.onnx": graph, "weights.bin": data}
+
+
 def store(root: Path, name: str, graph: bytes, version: int | str = 1, **files: bytes) -> None:
     """Lay a version out as a directory of models has it; `golden_npz` names golden.npz."""
     folder = root / name / str(version)

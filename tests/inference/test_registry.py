@@ -15,7 +15,7 @@ from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from tests.inference.calling import answers, failure, index, infer_request, stub
-from tests.inference.graphs import plus_bundle
+from tests.inference.graphs import external_plus_bundle, plus_bundle
 from tests.inference.registries import Publisher, RegistryProcess
 
 X = np.zeros((1, 2), "<f4")
@@ -100,6 +100,19 @@ async def until_index_says(
         return found[0] == state and reason in found[1]
 
     await eventually(says)
+
+
+async def test_weights_come_in_a_file_of_their_own_and_are_verified(
+    registry: RegistryProcess, publisher: Publisher, tmp_path: Path
+) -> None:
+    await publisher.register(external_plus_bundle(1))
+    await publisher.point(1)
+    async with inference(registry, tmp_path) as channel:
+        assert await infer(channel, publisher.model) == "1"
+    [weights] = (tmp_path / "cache" / "bundles").glob("*/weights.bin")
+    weights.write_bytes(np.array([7, 7], "<f4").tobytes())
+    async with inference(registry, tmp_path) as channel:
+        assert await infer(channel, publisher.model) == "1"
 
 
 async def test_what_production_points_at_is_served(

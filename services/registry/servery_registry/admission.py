@@ -11,7 +11,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _MAX_NODES: Final = 20_000
 _DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _MAX_WORDS: Final = 250
-_SOURCE: Final = re.compile(r"\S*/\S*\.(?:cc|cpp|h|py)(?::\d+)?\s*")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_SOURCE: Final = re.compile(r"\S*/\S*\.(?:cc|cpp|h|py)(?::\d+)?\s*|\S+\.(?:cc|cpp|h):\d+\s*")
 
 
 class RefusedError(Exception):
@@ -66,7 +67,7 @@ def _verdict(directory: Path) -> dict[str, str]:
     try:
         signature = Signature.parse((directory / SIGNATURE).read_bytes())
         check_golden(directory / GOLDEN, signature)
-        check_signature(signature, inspect_graph((directory / GRAPH).read_bytes()))
+        check_signature(signature, inspect_graph(directory / GRAPH))
     except BundleInvalidError as error:
         return {key: value[:_MAX_WORDS] for key, value in error.metadata.items()}
     except RefusedError as error:
@@ -76,8 +77,11 @@ def _verdict(directory: Path) -> dict[str, str]:
     return {}
 
 
-def inspect_graph(raw: bytes) -> "Signature":
+def inspect_graph(path: Path) -> "Signature":
     """Return the inputs and outputs of an ONNX graph after loading it.
+
+    Args:
+        path: Of the graph; the other files of its bundle lie beside it.
 
     Raises:
         RefusedError: It is not one that this server would load.
@@ -86,16 +90,17 @@ def inspect_graph(raw: bytes) -> "Signature":
     import onnxruntime
     from google.protobuf.message import DecodeError
 
-    from servery_registry.bundle import Signature
+    from servery_registry.bundle import REQUIRED, Signature
 
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(raw)
+        model.ParseFromString(path.read_bytes())
     except DecodeError:
         raise RefusedError("is not an ONNX file") from None
     if not model.HasField("graph"):
         raise RefusedError("is not an ONNX file, or it is empty")
-    walk(model)
+    beside = {file.name: file.stat().st_size for file in path.parent.iterdir()}
+    walk(model, {name: size for name, size in beside.items() if name not in REQUIRED})
     initialized = {tensor.name for tensor in model.graph.initializer}
     signature = Signature(
         tuple(_tensor(v) for v in model.graph.input if v.name not in initialized),
@@ -106,19 +111,24 @@ def inspect_graph(raw: bytes) -> "Signature":
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        onnx.checker.check_model(raw)
-        onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+        onnx.checker.check_model(path)
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's errors share no narrower base.
-        raise RefusedError(f"cannot be loaded: {words(error)}") from None
+        text = str(error).replace(f"{path.parent}{os.sep}", "")
+        raise RefusedError(f"cannot be loaded: {words(text)}") from None
     return signature
 
 
-def walk(model: Any) -> None:
+def walk(model: Any, files: Mapping[str, int]) -> None:
     """Visit every node and tensor of an `onnx.ModelProto`, however deep.
 
     By reflection, so that no field that holds tensors can be forgotten.
+
+    Args:
+        model: The graph.
+        files: Bytes of each file that tensors may be in, by name.
 
     Raises:
         RefusedError: Something in it is not allowed.
@@ -131,10 +141,7 @@ def walk(model: Any) -> None:
         message = waiting.pop()
         if isinstance(message, onnx.TensorProto):  # Its other fields are numbers: not read here.
             if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
-                raise RefusedError(
-                    f"has the tensor {message.name[:100]!r} in a file outside of it; save the"
-                    " model with its weights inside"
-                )
+                _check_place(message, files)
             continue
         if isinstance(message, onnx.NodeProto):
             num_nodes += 1
@@ -153,9 +160,32 @@ def walk(model: Any) -> None:
                 waiting.extend(value if field.is_repeated else [value])
 
 
-def words(error: Exception) -> str:
+def _check_place(tensor: Any, files: Mapping[str, int]) -> None:
+    """Refuse a tensor that is in a file, unless the bundle holds that file and all of the tensor.
+
+    Names are compared as they are: nothing that would have to be resolved is one.
+    """
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    location = place.get("location", "")
+    is_ambiguous = len(place) < len(tensor.external_data)
+    if location not in files or is_ambiguous:
+        raise RefusedError(
+            f"has the tensor {tensor.name[:100]!r} in {location[:100]!r}; tensors may be in the"
+            " graph itself, or in a file that the bundle lists beside it, named without any folder"
+        )
+    numbers = [place.get(key, "0") for key in ("offset", "length")]
+    if (
+        not all(_NUMBER.fullmatch(number) for number in numbers)
+        or sum(map(int, numbers)) > files[location]
+    ):
+        raise RefusedError(
+            f"has the tensor {tensor.name[:100]!r} beyond the end of {location[:100]!r}"
+        )
+
+
+def words(text: str) -> str:
     """Return what a library says in one line, without the places in its source."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     return " ".join(_SOURCE.sub("", text).split())[:_MAX_WORDS]
 
 
