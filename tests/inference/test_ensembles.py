@@ -4,7 +4,6 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -96,22 +95,94 @@ async def test_a_pipeline_describes_itself(steps_root: Path) -> None:
         assert [s.model_name for s in config.ensemble_scheduling.step] == ["one", "ten"]
 
 
-async def test_a_failure_of_a_step_is_the_failure_of_the_pipeline(steps_root: Path) -> None:
+async def test_a_failure_of_a_step_is_the_failure_of_the_pipeline(tmp_path: Path) -> None:
+    graphs.store(tmp_path, "pick", graphs.pick())
+    graphs.configure(
+        tmp_path,
+        "picks",
+        'platform: "ensemble" max_batch_size: 8 input { name: "x" data_type: TYPE_INT64 }'
+        ' output { name: "y" data_type: TYPE_FP32 } ensemble_scheduling {'
+        + step("pick", {"x": "x"}, {"y": "y"})
+        + " }",
+    )
+    (tmp_path / "picks" / "1").mkdir()
+    async with serve_directory(tmp_path) as channel:
+        for row, code in ((2, None), (7, grpc.StatusCode.INVALID_ARGUMENT)):
+            call = stub(channel).ModelInfer(infer_request("picks", {"x": np.array([row])}))
+            if code is None:
+                assert answers(await call)["y"].tolist() == [2]
+            else:
+                assert (await failure(call)).code is code
+
+
+@pytest.mark.parametrize(
+    ("steps", "named"),
+    [
+        pytest.param([step("nowhere", {"x": "x"}, {"y": "y"})], "nowhere", id="no such model"),
+        pytest.param([step("texts", {"x": "x"}, {"y": "y"})], "BYTES", id="another datatype"),
+        pytest.param([step("wide", {"x": "x"}, {"y": "y"})], "shape", id="another shape"),
+        pytest.param([step("few", {"x": "x"}, {"y": "y"})], "max_batch_size", id="fewer rows"),
+        pytest.param([step("one", {"x": "x"}, {"z": "y"})], "'z'", id="no such output"),
+        pytest.param([step("one", {"z": "x"}, {"y": "y"})], "'z'", id="no such input"),
+        pytest.param([step("two", {"a": "x"}, {"sum": "y"})], "'b'", id="an input left out"),
+        pytest.param([step("bad", {"x": "x"}, {"y": "y"})], "bad", id="itself"),
+    ],
+)
+async def test_a_pipeline_whose_models_do_not_fit_is_not_ready(
+    steps_root: Path, steps: list[str], named: str
+) -> None:
     graphs.store(steps_root, "texts", graphs.identity("BYTES"))
-    ensemble(steps_root, "gone", [step("nowhere", {"x": "x"}, {"y": "y"})])
-    ensemble(steps_root, "typed", [step("texts", {"x": "x"}, {"y": "y"})])
-    ensemble(steps_root, "named", [step("one", {"x": "x"}, {"z": "y"})])
-    request: dict[str, Any] = {"x": np.zeros((1, 2), "<f4")}
+    graphs.store(steps_root, "wide", graphs.identity("FP32", ("batch", 3)))
+    graphs.store(steps_root, "few", graphs.plus(1))
+    graphs.configure(steps_root, "few", "max_batch_size: 4")
+    graphs.store(steps_root, "two", graphs.add_and_subtract(2))
+    ensemble(steps_root, "bad", steps)
     async with serve_directory(steps_root) as channel:
-        reasons = {}
-        for model in ("gone", "typed", "named"):
-            error = await failure(stub(channel).ModelInfer(infer_request(model, request)))
-            reasons[model] = error.reason.removeprefix("ERROR_REASON_")
-        assert reasons == {
-            "gone": "MODEL_NOT_SERVED",
-            "typed": "INFERENCE_REQUEST_INVALID",
-            "named": "INFERENCE_REQUEST_INVALID",
-        }
+        state, reason = (await index(channel))["bad", "1"]
+        assert state == "UNAVAILABLE"
+        assert named in reason
+        ready = await stub(channel).ModelReady(pb.ModelReadyRequest(name="bad"))
+        assert not ready.ready
+
+
+async def test_a_pipeline_comes_and_goes_with_its_models(steps_root: Path) -> None:
+    ensemble(steps_root, "chain", CHAIN)
+    ensemble(steps_root, "outer", [step("chain", {"x": "x"}, {"y": "y"})])
+    x = np.zeros((1, 2), "<f4")
+    async with serve_directory(
+        steps_root, model_control_mode="explicit", load_model=("outer",)
+    ) as channel:
+        client = stub(channel)
+        assert (await ask(channel, "outer", x))["y"].tolist() == [[11, 11]]
+        await client.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="ten"))
+        await settled(channel, "ten", "UNAVAILABLE")
+        for name in ("chain", "outer"):
+            state, reason = (await index(channel))[name, "1"]
+            assert (state, "has no loaded version" in reason) == ("UNAVAILABLE", True)
+            error = await failure(ask(channel, name, x))
+            assert error.reason == "ERROR_REASON_MODEL_NOT_SERVED"
+        await client.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="ten"))
+        await settled(channel, "outer", "READY")
+        assert (await ask(channel, "outer", x))["y"].tolist() == [[11, 11]]
+
+
+async def test_a_pipeline_does_not_outlive_a_model_that_fits_it(steps_root: Path) -> None:
+    ensemble(steps_root, "chain", CHAIN)
+    async with serve_directory(
+        steps_root, model_control_mode="poll", repository_poll_secs=0.05
+    ) as channel:
+        x = np.zeros((1, 2), "<f4")
+        graphs.store(steps_root, "ten", graphs.identity("FP32", ("batch", 3)), 2)
+        await settled(channel, "chain", "UNAVAILABLE")
+        graphs.store(steps_root, "ten", graphs.plus(20), 3)
+        await settled(channel, "chain", "READY")
+        assert (await ask(channel, "chain", x))["y"].tolist() == [[21, 21]]
+
+
+async def settled(channel: grpc.aio.Channel, model: str, state: str) -> None:
+    async with asyncio.timeout(20):
+        while (await index(channel))[model, "1"][0] != state:  # noqa: ASYNC110  no event here
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
-from servery_inference import ensembles, golden
+from servery_inference import golden
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher
 from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
@@ -25,7 +25,9 @@ from servery_inference.classification import read_labels
 from servery_inference.cores import usable_cores
 from servery_inference.costs import Costs
 from servery_inference.engine import Engine, LoadFailedError, RunFailedError
-from servery_inference.ensembles import Ensemble, Lease, Plan
+from servery_inference.ensemble_members import Lease
+from servery_inference.ensemble_plan import Plan, complete
+from servery_inference.ensembles import Ensemble
 from servery_inference.execution import Execution
 from servery_inference.golden import Golden
 from servery_inference.graph_cache import GraphCache
@@ -237,7 +239,7 @@ class Loader:
         return Servable(model, version, config, prepared.labels, make_runner)
 
     def _ensemble(self, model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
-        config = ensembles.complete(model, bundle.config.message)
+        config = complete(model, bundle.config.message)
         plan = Plan.of(config)
 
         def make_runner(statistics: ModelStatistics) -> Runner:

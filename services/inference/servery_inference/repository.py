@@ -2,28 +2,22 @@
 
 import asyncio
 import logging
-import re
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery_inference.engine import LoadFailedError
-from servery_inference.loading import Bundle, Loader
-from servery_inference.request import InferenceRequestInvalidError, shown
+from servery_inference.ensemble_members import Members
+from servery_inference.loading import Loader
+from servery_inference.model_line import Fetch, ModelLine, Version
+from servery_inference.request import shown
 from servery_inference.rollout import State, next_step
 from servery_inference.servable import Servable
+from servery_inference.version_text import parse_version
 from servery_rpc.errors import ServeryError
-from servery_rpc.names import PRODUCTION
-
-_LEADING_INTEGER: Final = re.compile(r"\s*([+-]?[0-9]+)", re.ASCII)
-_MAX_DIGITS: Final = 20
-_MAX_VERSION: Final = (1 << 63) - 1
-
-Fetch = Callable[[int], Awaitable[Bundle]]
-"""Brings the files of a version of one model; raises `LoadFailedError` if there is no hope."""
 
 log = logging.getLogger(__name__)
 
@@ -54,30 +48,6 @@ class IndexEntry:
     reason: str = ""
 
 
-@dataclass(slots=True)
-class _Version:
-    state: State
-    revision: Hashable = None
-    reason: str = ""
-    servable: Servable | None = None
-    task: asyncio.Task[None] | None = None
-    """What loads, replaces or drains it."""
-
-
-@dataclass(slots=True)
-class _Model:
-    name: str
-    fetch: Fetch
-    targets: Mapping[str, int] = field(default_factory=dict)
-    serving: Mapping[str, int] = field(default_factory=dict)
-    revisions: Mapping[int, Hashable] = field(default_factory=dict)
-    implicit_latest: bool = False
-    current: int = 0
-    """The version that a request without one means; 0 if there is none."""
-
-    versions: dict[int, _Version] = field(default_factory=dict)
-
-
 class Repository:
     """All models by their names on the wire. For one event loop.
 
@@ -86,7 +56,7 @@ class Repository:
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelLine] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -134,7 +104,7 @@ class Repository:
             implicit_latest: A request without a version means the newest one that is ready, not
                 the alias `production`.
         """
-        line = self._models.setdefault(model, _Model(model, fetch, serving=serving or {}))
+        line = self._models.setdefault(model, ModelLine(model, fetch, serving=serving or {}))
         for alias, target in targets.items():
             version = line.versions.get(target)
             if version and version.state is State.FAILED and line.targets.get(alias) != target:
@@ -144,7 +114,7 @@ class Repository:
         self._renew(line)
         self._advance(line)
 
-    def _renew(self, model: _Model) -> None:
+    def _renew(self, model: ModelLine) -> None:
         for number, version in list(model.versions.items()):
             revision = model.revisions.get(number, version.revision)
             if revision == version.revision:
@@ -198,13 +168,7 @@ class Repository:
     def problems(self, model: str) -> dict[int, str]:
         """Return why versions of `model` that are wanted are not served as they are wanted."""
         line = self._models.get(model)
-        if line is None:
-            return {}
-        return {
-            number: line.versions[number].reason
-            for number in sorted(set(line.targets.values()))
-            if number in line.versions and line.versions[number].reason
-        }
+        return line.problems() if line else {}
 
     @contextmanager
     def lease(self, model: str, version: str) -> Iterator[Servable]:
@@ -224,21 +188,16 @@ class Repository:
         line = self._models.get(model)
         if line is None:
             raise ModelNotServedError(model, version, "is not found")
-        if number is None:
-            found = line.versions.get(line.current)
-            if found is None or found.servable is None or found.state is not State.READY:
-                raise ModelNotServedError(model, version, "has no available versions")
-            return found.servable
-        found = line.versions.get(number)
-        if found is None or found.servable is None or found.state is not State.READY:
-            raise ModelNotServedError(model, version, f"version {number} is not found")
-        return found.servable
+        found = line.find(number or line.current)
+        if found is None:
+            problem = f"version {number} is not found" if number else "has no available versions"
+            raise ModelNotServedError(model, version, problem)
+        return found
 
     def ready_versions(self, model: str) -> list[int]:
         """Return the numbers of the versions of `model` that answer, rising."""
         line = self._models.get(model)
-        versions = line.versions if line else {}
-        return sorted(n for n, version in versions.items() if version.state is State.READY)
+        return line.ready() if line else []
 
     def serving(self, model: str) -> Mapping[str, int]:
         """Return the version that each alias of `model` means now."""
@@ -266,7 +225,7 @@ class Repository:
             ]
         return entries
 
-    def _advance(self, model: _Model) -> None:
+    def _advance(self, model: ModelLine) -> None:
         step = next_step(
             model.targets,
             model.serving,
@@ -278,16 +237,40 @@ class Repository:
                 log.info("model %s: %s is now version %s", model.name, alias, number)
         model.serving = step.serving
         for number in step.load:
-            version = _Version(State.LOADING, model.revisions.get(number))
+            version = Version(State.LOADING, model.revisions.get(number))
             model.versions[number] = version
             version.task = self._start(self._load(model, number, version))
         for number in step.unload:
             self._unload(model, number)
-        ready = [n for n, version in model.versions.items() if version.state is State.READY]
-        latest = max(ready, default=0)
-        model.current = latest if model.implicit_latest else model.serving.get(PRODUCTION, 0)
+        model.choose_current()
         for listener in self._listeners:
             listener()
+        self._follow_members()
+
+    def _follow_members(self) -> None:
+        """Serve every ensemble as long as the models that it is made of serve, and fit it."""
+        for model in list(self._models.values()):
+            for number, version in list(model.versions.items()):
+                if version.members is None or version.state not in (State.READY, State.FAILED):
+                    continue
+                problem = version.members.problem()
+                if version.state is State.FAILED and problem:
+                    version.reason = problem
+                    continue
+                if version.state is State.FAILED:
+                    del model.versions[number]
+                elif problem:
+                    self._give_up(model, number, version, problem)
+                else:
+                    continue
+                self._advance(model)
+
+    def _give_up(self, model: ModelLine, number: int, version: Version, problem: str) -> None:
+        log.error("model %s version %s is served no more: %s", model.name, number, problem)
+        version.state, version.reason = State.FAILED, problem
+        if version.servable:
+            self._start(self._retire(version.servable))
+            version.servable = None
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -295,19 +278,21 @@ class Repository:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _load(self, model: _Model, number: int, version: _Version) -> None:
+    async def _load(self, model: ModelLine, number: int, version: Version) -> None:
         try:
-            version.servable = await self._made(model, number)
+            version.servable = await self._made(model, number, version)
             version.state = State.READY
             log.info("model %s version %s is ready", model.name, number)
         except LoadFailedError as error:
             version.state, version.reason = State.FAILED, str(error)
-            log.error("model %s version %s is not served: %s", model.name, number, error)
+            # An ensemble may only wait for its members.
+            level = logging.WARNING if version.members else logging.ERROR
+            log.log(level, "model %s version %s is not served: %s", model.name, number, error)
         self._advance(model)
 
-    async def _replace(self, model: _Model, number: int, version: _Version) -> None:
+    async def _replace(self, model: ModelLine, number: int, version: Version) -> None:
         try:
-            made = await self._made(model, number)
+            made = await self._made(model, number, version)
         except LoadFailedError as error:
             version.reason = f"not reloaded: {error}"
             log.error("model %s version %s is not reloaded: %s", model.name, number, error)
@@ -318,9 +303,13 @@ class Repository:
             log.info("model %s version %s is reloaded", model.name, number)
         self._advance(model)
 
-    async def _made(self, model: _Model, number: int) -> Servable:
+    async def _made(self, model: ModelLine, number: int, version: Version) -> Servable:
         try:
             bundle = await model.fetch(number)
+            if bundle.config.is_ensemble:
+                version.members = Members.of(model.name, bundle.config.message, self.lease)
+                if problem := version.members.problem():
+                    raise LoadFailedError(problem)
             return await self._loader.load(model.name, number, bundle, self.lease)
         except LoadFailedError:
             raise
@@ -332,7 +321,7 @@ class Repository:
         await servable.drained()
         self._loader.release(servable)
 
-    def _unload(self, model: _Model, number: int) -> None:
+    def _unload(self, model: ModelLine, number: int) -> None:
         version = model.versions[number]
         if version.servable:
             if version.task:
@@ -345,33 +334,10 @@ class Repository:
         version.state, version.reason = State.UNLOADED, "unloaded"
 
     async def _drain(
-        self, model: _Model, number: int, version: _Version, servable: Servable
+        self, model: ModelLine, number: int, version: Version, servable: Servable
     ) -> None:
         await self._retire(servable)
         version.servable = None
         version.state, version.reason = State.UNLOADED, "unloaded"
         log.info("model %s version %s is unloaded", model.name, number)
         self._advance(model)
-
-
-def parse_version(text: str, model: str) -> int | None:
-    """Read the version of a request as clients of the protocol expect: leading digits count.
-
-    Returns:
-        A number from 1 up; None if `text` is empty.
-
-    Raises:
-        InferenceRequestInvalidError: `text` does not begin with an integer above 0.
-    """
-    if not text:
-        return None
-    match = _LEADING_INTEGER.match(text)
-    number = int(match[1]) if match and len(match[1]) <= _MAX_DIGITS else None
-    details = "" if number is not None and number <= 0 else " (details: stol)"
-    if number is None or not 0 < number <= _MAX_VERSION:
-        raise InferenceRequestInvalidError(
-            f"failed to get model version from specified version string '{shown(text)}'{details},"
-            " version should be an integral value > 0",
-            model,
-        )
-    return number

@@ -1,10 +1,11 @@
 """`ModelStatistics` of the contract: which versions a request means, and their counters."""
 
 from servery.inference.v1 import grpc_service_pb2 as pb
-from servery_inference.repository import Repository, parse_version
+from servery_inference.repository import Repository
 from servery_inference.request import shown
 from servery_inference.servable import Servable
 from servery_inference.statistics import Duration
+from servery_inference.version_text import parse_version
 from servery_rpc.errors import FieldInvalidError
 
 
