@@ -45,6 +45,7 @@ async def test_metrics_count_by_model_and_version(channel: grpc.aio.Channel) -> 
     assert values["nv_inference_exec_count", simple] == 1
     assert values["nv_inference_pending_request_count", simple] == 0
     assert values["nv_cache_num_hits_per_model", simple] == 0
+    assert values["nv_model_load_duration_secs", simple] > 0
     total, *parts = (values[f"nv_inference_{d}_duration_us", simple] for d in DURATIONS)
     assert total >= sum(parts) > 0
     assert not any("no such model" in labels for _, labels in values)

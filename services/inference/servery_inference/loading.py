@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -172,6 +173,7 @@ class Loader:
         """
         if bundle.config.is_ensemble:
             return self._ensemble(model, version, bundle, lease)
+        began = time.perf_counter()
         try:
             options = ModelOptions.of(bundle.config.message, self._settings)
         except OptionsUnsupportedError as error:
@@ -189,6 +191,7 @@ class Loader:
             raise
         servable = self._servable(model, version, prepared, options, turns)
         self._held[servable] = _Held(needed_bytes, turns)
+        servable.load_s = time.perf_counter() - began
         return servable
 
     def release(self, servable: Servable) -> None:

@@ -7,7 +7,9 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from servery_inference.gpu_metrics import GpuCollector
 from servery_inference.host_metrics import HostCollector
 from servery_inference.repository import Repository
 from servery_inference.servable import Servable
@@ -116,6 +118,10 @@ class RepositoryCollector:
                 metric.add_sample(name, _labels(servable), value(servable.statistics))
             yield metric
         yield _failures(servables)
+        loads = Metric("nv_model_load_duration_secs", "Time of the load, in seconds", "gauge")
+        for servable in servables:
+            loads.add_sample(loads.name, _labels(servable), servable.load_s)
+        yield loads
         for name, text, histogram in _HISTOGRAMS:
             family = HistogramMetricFamily(name, text, labels=("model", "version"))
             for servable in servables:
@@ -131,14 +137,16 @@ class RepositoryCollector:
 @contextmanager
 def exported(repository: Repository, registry: CollectorRegistry) -> Iterator[None]:
     """Export the metrics of `repository` and of the machine for the length of the block."""
-    collectors = (RepositoryCollector(repository), HostCollector())
-    for collector in collectors:
-        registry.register(collector)
-    try:
-        yield
-    finally:
+    with GpuCollector.open() as gpus:
+        collectors: list[Collector] = [RepositoryCollector(repository), HostCollector()]
+        collectors += [gpus] if gpus else []
         for collector in collectors:
-            registry.unregister(collector)
+            registry.register(collector)
+        try:
+            yield
+        finally:
+            for collector in collectors:
+                registry.unregister(collector)
 
 
 def _failures(servables: Sequence[Servable]) -> Metric:

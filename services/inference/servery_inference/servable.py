@@ -59,6 +59,9 @@ class Servable:
         self.signature = offered(config)
         self.statistics = ModelStatistics()
         self.labels = labels
+        self.load_s = 0.0
+        """How long it took until it could answer."""
+
         self._runner = make_runner(self.statistics)
         self._in_flight = 0
         self._idle = asyncio.Event()
