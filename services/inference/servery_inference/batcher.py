@@ -102,14 +102,9 @@ class Batcher:
             ModelCannotRunError: The graph refuses the values.
         """
         arrival = time.perf_counter_ns()
-        if not self._queue and not self._answers and self._may_run_now(size, deadline):
-            try:
-                run = self._execution.here((feed,), names, size)
-            except RunFailedError as error:
-                raise ModelCannotRunError(self._model, error) from None
-            if run is not None:
-                self._record(rows, run, 0)
-                return Result(run.values, _timing(run, arrival, 0))
+        run = self.run_now(feed, names, rows, size, deadline)
+        if run is not None:
+            return Result(run.values, _timing(run, arrival, 0))
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         work = Work(feed, names, rows, size, arrival, deadline, future)
         self._join_queue(work, terms)
@@ -119,11 +114,63 @@ class Batcher:
             self._leave(work)
             raise
 
-    def _may_run_now(self, size: int, deadline: float | None) -> bool:
+    @property
+    def joins_unasked(self) -> bool:
+        """Whether requests of one turn of the event loop may share a run, in any order."""
+        return self._joins and not (self._policy.delay_s or self._policy.is_ordered)
+
+    def joinable(self, count: int, rows: int, size: int) -> int:
+        """Tell how many of `count` requests, all of one kind, should share a run on this thread.
+
+        Args:
+            count: How many there are, from 1 up.
+            rows: Of each.
+            size: Of each; see `costs`.
+        """
+        if not self.joins_unasked:
+            return 1
+        count = min(count, self._policy.max_rows // max(rows, 1))
+        while count > 1 and not (
+            self._costs.is_short(size * count) and self._costs.joining_pays(size, size * count)
+        ):
+            count //= 2
+        return max(count, 1)
+
+    def run_now(
+        self,
+        feed: Mapping[str, Array],
+        names: Sequence[str],
+        rows: int,
+        size: int,
+        deadline: float | None,
+        *,
+        is_joined: bool = False,
+    ) -> Run | None:
+        """Run the model at once and on this thread; None if the request has to wait.
+
+        Args: See `Runner.run`. `is_joined` says that `feed` is of several requests.
+
+        Raises:
+            ModelCannotRunError: The graph refuses the values.
+        """
+        if self._queue or self._answers:
+            return None
+        if not self._may_run_here(size, deadline) or not (is_joined or self._may_go_alone(size)):
+            return None
+        try:
+            run = self._execution.here((feed,), names, size)
+        except RunFailedError as error:
+            raise ModelCannotRunError(self._model, error) from None
+        if run is not None:
+            self._record(rows, run, 0)
+        return run
+
+    def _may_run_here(self, size: int, deadline: float | None) -> bool:
         if self._turns is not None or not self._costs.is_short(size):
             return False
-        if deadline is not None and time.monotonic() >= deadline:
-            return False
+        return deadline is None or time.monotonic() < deadline
+
+    def _may_go_alone(self, size: int) -> bool:
         if not self._joins:
             return True
         if self._policy.delay_s:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
-from servery_inference.batcher import ModelCannotRunError
+from servery_inference.batcher import Batcher, ModelCannotRunError
 from servery_inference.classification import Labels
 from servery_inference.model_config import offered
 from servery_inference.queueing import (
@@ -63,9 +63,24 @@ class Servable:
         """How long it took until it could answer."""
 
         self._runner = make_runner(self.statistics)
+        self._batcher = self._runner if isinstance(self._runner, Batcher) else None
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether requests run by themselves: no sequences, steps or stored answers in between."""
+        return self._batcher is not None
+
+    @property
+    def joins_unasked(self) -> bool:
+        """Whether plain requests of one turn of the event loop may share a run."""
+        return self._batcher is not None and self._batcher.joins_unasked
+
+    def joinable(self, count: int, rows: int, size: int) -> int:
+        """Tell how many of `count` plain requests should share a run; see `Batcher.joinable`."""
+        return 1 if self._batcher is None else self._batcher.joinable(count, rows, size)
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -116,6 +131,52 @@ class Servable:
             for name, value in zip(names, values, strict=True)
         ]
         return Answer(self.version, outputs, timing, self._rows(feed))
+
+    def infer_now(
+        self,
+        feed: Mapping[str, Array],
+        names: Sequence[str],
+        arrivals: Sequence[int],
+        rows: int,
+        size: int,
+        deadline: float | None,
+    ) -> Sequence[Array] | None:
+        """Run the model at once on requests that say nothing about their turn.
+
+        Args:
+            feed: An array for every input, which fits, of all requests together.
+            names: Outputs to compute, in the order of the model.
+            arrivals: When each request arrived, by `time.perf_counter_ns`.
+            rows: Of each request.
+            size: Of all requests together; see `costs`.
+            deadline: See `infer`; the earliest of the requests.
+
+        Returns:
+            None if that cannot be; nothing is recorded then.
+
+        Raises:
+            ModelCannotRunError: The graph refuses the values; nothing is recorded.
+        """
+        if self._batcher is None:
+            return None
+        count = len(arrivals)
+        is_joined = count > 1
+        run = self._batcher.run_now(feed, names, rows * count, size, deadline, is_joined=is_joined)
+        if run is None:
+            return None
+        ended = time.perf_counter_ns()
+        for arrival in arrivals:
+            wait_ns = run.started_ns - arrival
+            self.statistics.record_request(
+                ok=True,
+                queue_ns=wait_ns if is_joined else 0,
+                compute_input_ns=run.compute_input_ns + (0 if is_joined else wait_ns),
+                compute_infer_ns=run.compute_infer_ns,
+                compute_output_ns=0,
+                batch_size=rows,
+                total_ns=ended - arrival,
+            )
+        return run.values
 
     async def compute(
         self,

@@ -1,5 +1,6 @@
 """The RPCs of `inference.GRPCInferenceService`: parse, call, render."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -20,6 +21,7 @@ from servery_inference.access import (
     timing_text,
 )
 from servery_inference.endpoint import InferEndpoint
+from servery_inference.express import Express, Way
 from servery_inference.in_flight import InFlight
 from servery_inference.metering import USAGE_HEADER, Tally, is_metered
 from servery_inference.repository import ModelNotServedError, Repository
@@ -55,6 +57,7 @@ class InferenceServicer:
     Args:
         repository: The models.
         endpoint: Answers requests to them.
+        express: Answers most of them sooner.
         is_ready: Whether the models to begin with are settled and the server does not drain.
         in_flight: Counts what is being answered.
         extensions: Names of what this server can beyond the protocol.
@@ -64,6 +67,7 @@ class InferenceServicer:
         self,
         repository: Repository,
         endpoint: InferEndpoint,
+        express: Express,
         is_ready: Callable[[], bool],
         in_flight: InFlight,
         extensions: Sequence[str],
@@ -71,6 +75,7 @@ class InferenceServicer:
         self._repository = repository
         self._extensions = extensions
         self._endpoint = endpoint
+        self._express = express
         self._is_ready = is_ready
         self._in_flight = in_flight
 
@@ -89,19 +94,35 @@ class InferenceServicer:
 
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
         """See grpc_service.proto. Takes and gives serialized messages."""
+        answer = await self._answered_soon(request, context)
+        if answer is not None:
+            return answer
         decoded = await self._endpoint.decode(request, partial(authorize_infer, context))
         with self._in_flight.place(context):
-            answer = await self._endpoint.infer(decoded, _deadline(context))
+            found = await self._endpoint.infer(decoded, _deadline(context))
         trailing = []
         if is_metered(context):
             tally = Tally()
-            tally.add(answer)
+            tally.add(found)
             trailing.append((USAGE_HEADER, str(tally)))
         if asks(context, TIMING_HEADER):
-            trailing.append((TIMING_HEADER, timing_text(answer.timing)))
+            trailing.append((TIMING_HEADER, timing_text(found.timing)))
         if trailing:
             context.set_trailing_metadata(trailing)
-        return await self._endpoint.encode(decoded, answer)
+        return await self._endpoint.encode(decoded, found)
+
+    async def _answered_soon(self, request: bytes, context: Context) -> bytes | None:
+        later: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+        def deliver(answer: bytes | None) -> None:
+            if not later.done():  # Else the caller left.
+                later.set_result(answer)
+
+        metadata = context.invocation_metadata() or ()
+        found = self._express.answer(request, metadata, _deadline(context), deliver)
+        if found is Way.LATER:
+            return await later
+        return None if found is Way.GENERAL else found
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Context

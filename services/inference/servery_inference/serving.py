@@ -16,6 +16,7 @@ from servery_inference.control_servicer import RepositoryControl
 from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.directory import DirectorySource
 from servery_inference.endpoint import InferEndpoint
+from servery_inference.express import Express
 from servery_inference.graph_cache import GraphCache
 from servery_inference.in_flight import InFlight
 from servery_inference.loading import Loader
@@ -94,12 +95,12 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         informed, directory = await _source(settings, repository, loader, stack)
         switch = stack.enter_context(LogSwitch.installed())
         memory = stack.enter_context(SharedMemory.open()) if settings.shared_memory else None
-        endpoint = InferEndpoint(repository, memory)
+        endpoint, express = InferEndpoint(repository, memory), Express(repository)
         in_flight = InFlight()
         extensions = (*EXTENSIONS, *(["system_shared_memory"] if memory else ()))
         handlers = {
             **InferenceServicer(
-                repository, endpoint, ready.is_set, in_flight, extensions
+                repository, endpoint, express, ready.is_set, in_flight, extensions
             ).handlers(),
             **RepositoryControl(repository, directory).handlers(),
             **SharedMemoryServicer(memory).handlers(),

@@ -59,6 +59,53 @@ def cut_out(message: bytes, field: int) -> tuple[bytes, list[memoryview]]:
     return b"".join(rest), values
 
 
+def part(
+    message: bytes, once: int, repeated: int
+) -> tuple[bytes, bytes, list[tuple[int, int]]] | None:
+    """Take a text and a `repeated bytes` field out of a message whose fields all have lengths.
+
+    Args:
+        message: A serialized message.
+        once: Number of the text field, below 16.
+        repeated: Number of the other field, below 16; it must come last.
+
+    Returns:
+        The message without these fields; the text, empty if it is not there; and where the values
+        of the other one begin and end. None if the message is anything less plain than that: then
+        it may still be one.
+    """
+    text_tag, bytes_tag = once << 3 | _LENGTH_DELIMITED, repeated << 3 | _LENGTH_DELIMITED
+    places: list[tuple[int, int]] = []
+    text: tuple[int, int, int] | None = None
+    at = rest = 0
+    end = len(message)
+    try:
+        while at < end:
+            tag, length, start = message[at], message[at + 1], at + 2
+            if length > 0x7F:
+                length, start = _varint(message, at + 1)
+            stop = start + length
+            if tag == bytes_tag:
+                places.append((start, stop))
+            elif places or tag & 0x87 != _LENGTH_DELIMITED:
+                return None
+            elif tag == text_tag:
+                if text is not None:
+                    return None
+                text, rest = (at, start, stop), stop
+            else:
+                rest = stop
+            at = stop
+    except (IndexError, MalformedMessageError):
+        return None
+    if at != end:
+        return None
+    if text is None:
+        return message[:rest], b"", places
+    at, start, stop = text
+    return message[:at] + message[stop:rest], message[start:stop], places
+
+
 def text_of(message: bytes, field: int) -> str:
     """Return a text field at the top level of `message`; empty if it is not there or not legible.
 
@@ -73,11 +120,15 @@ def text_of(message: bytes, field: int) -> str:
 
 def append(message: bytes, field: int, values: Sequence[Buffer]) -> bytes:
     """Serialize `message` with `values` added to its `repeated bytes` field number `field`."""
-    tag = encode_varint(field << 3 | _LENGTH_DELIMITED)
     parts: list[Buffer] = [message]
     for value in values:
-        parts += (tag, encode_varint(len(value)), value)
+        parts += (prefix(field, len(value)), value)
     return b"".join(parts)
+
+
+def prefix(field: int, length: int) -> bytes:
+    """Return what stands before a value of `length` bytes of field number `field`."""
+    return encode_varint(field << 3 | _LENGTH_DELIMITED) + encode_varint(length)
 
 
 def encode_varint(value: int) -> bytes:

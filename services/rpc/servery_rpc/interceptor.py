@@ -11,7 +11,7 @@ import inspect
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -19,8 +19,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
-from prometheus_client import Counter, Histogram
 
+from servery_rpc.call_metrics import calls_of
 from servery_rpc.errors import FieldInvalidError, ServeryError, to_status
 
 if TYPE_CHECKING:
@@ -43,14 +43,6 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
 """The W3C trace that the RPC belongs to; empty where calls are not traced."""
-
-_HANDLED: Final = Counter("servery_grpc_requests_total", "RPCs ended", ["method", "code"])
-_DURATION: Final = Histogram(
-    "servery_grpc_request_duration_seconds",
-    "Time from the first byte of an RPC to its status",
-    ["method"],
-    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
-)
 
 
 class ServeryInterceptor(grpc.aio.ServerInterceptor):
@@ -77,8 +69,73 @@ class ServeryInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None  # Unknown method: no series, no log line.
+            self.guard(handler, method)
+        return self._guarded[method]
+
+    def guard(
+        self, handler: grpc.RpcMethodHandler[Any, Any], method: str
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return what answers `method` in place of `handler`; remembered, too."""
+        if method not in self._guarded:
             self._guarded[method] = _guard(handler, method, self._telemetry)
         return self._guarded[method]
+
+
+class GuardedServer(grpc.aio.Server):
+    """A server of grpcio that guards handlers when they are added.
+
+    Asking an interceptor for every call, as grpcio does, costs more than all that a guard does.
+
+    Args:
+        server: Without interceptors.
+        interceptor: Guards.
+    """
+
+    def __init__(self, server: grpc.aio.Server, interceptor: ServeryInterceptor) -> None:
+        self._server = server
+        self._interceptor = interceptor
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """See `grpc.aio.Server`."""
+        self._server.add_generic_rpc_handlers(
+            [_GuardedHandlers(handlers, self._interceptor) for handlers in generic_rpc_handlers]
+        )
+
+    def add_insecure_port(self, address: str) -> int:
+        """See `grpc.aio.Server`."""
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """See `grpc.aio.Server`."""
+        return self._server.add_secure_port(address, server_credentials)
+
+    async def start(self) -> None:
+        """See `grpc.aio.Server`."""
+        await self._server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        """See `grpc.aio.Server`."""
+        await self._server.stop(grace)
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        """See `grpc.aio.Server`."""
+        return await self._server.wait_for_termination(timeout)
+
+
+class _GuardedHandlers(grpc.GenericRpcHandler):
+    def __init__(self, handlers: grpc.GenericRpcHandler, interceptor: ServeryInterceptor) -> None:
+        self._handlers = handlers
+        self._interceptor = interceptor
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = self._handlers.service(handler_call_details)
+        if handler is None:
+            return None
+        return self._interceptor.guard(handler, handler_call_details.method)
 
 
 def _guard(
@@ -134,7 +191,7 @@ def _each(parse: Callable[[bytes], Any]) -> Callable[[AsyncIterator[bytes]], Any
 def _unary(
     handle: Callable[..., Awaitable[Any]], parse: Callable[[Any], Any], method: str
 ) -> Callable[..., Any]:
-    measure = _Measure(method)
+    calls = calls_of(method)
 
     async def guarded(request: Any, context: Context) -> Any:
         start = _begin(context)
@@ -152,7 +209,7 @@ def _unary(
         else:
             return response
         finally:
-            measure(code, start)
+            calls.end(code, start)
 
     return guarded
 
@@ -162,7 +219,7 @@ def _stream(
 ) -> Callable[..., Any]:
     if not inspect.isasyncgenfunction(handle):  # Writes to the context, as grpc's own health does.
         return _unary(handle, parse, method)
-    measure = _Measure(method)
+    calls = calls_of(method)
 
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         start = _begin(context)
@@ -179,24 +236,9 @@ def _stream(
             code = status.code.name
             await context.abort_with_status(status)
         finally:
-            measure(code, start)
+            calls.end(code, start)
 
     return guarded
-
-
-class _Measure:
-    """Counts and times the calls of one method; the series are looked up once, not per call."""
-
-    def __init__(self, method: str) -> None:
-        self._method = method
-        self._observe = _DURATION.labels(method).observe
-        self._handled: dict[str, Counter] = {}
-
-    def __call__(self, code: str, start: float) -> None:
-        if code not in self._handled:
-            self._handled[code] = _HANDLED.labels(self._method, code)
-        self._handled[code].inc()
-        self._observe(time.perf_counter() - start)
 
 
 def _begin(context: Context) -> float:

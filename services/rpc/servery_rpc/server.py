@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from servery_rpc.interceptor import ServeryInterceptor
+from servery_rpc.interceptor import GuardedServer, ServeryInterceptor
 from servery_rpc.reflection import add_reflection
 from servery_rpc.settings import ServerSettings
 
@@ -126,8 +126,7 @@ class GrpcioTransport:
 
     def open(self, settings: ServerSettings, interceptor: ServeryInterceptor) -> grpc.aio.Server:
         """See `Transport`."""
-        return grpc.aio.server(
-            interceptors=[interceptor],
+        server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),  # Else a second server shares the port unnoticed.
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -138,6 +137,7 @@ class GrpcioTransport:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
+        return GuardedServer(server, interceptor)
 
     def bind(self, server: grpc.aio.Server, settings: ServerSettings) -> int:
         """See `Transport`."""

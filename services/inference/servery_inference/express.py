@@ -1,0 +1,144 @@
+"""The short way: plain requests to short models that are idle, without a task or a future.
+
+What comes in one turn of the event loop is run together: forming a batch costs a request less than
+a run of its own. All that is not plain, has to wait or is refused is left to the general way.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum, auto
+from typing import Any, Final
+
+from servery_inference.access import MODEL_HEADER, TIMING_HEADER
+from servery_inference.batch import NotRowWiseError
+from servery_inference.codec import decode
+from servery_inference.forms import Form, PlainRequest, cut
+from servery_inference.in_flight import LIMITS_HEADER
+from servery_inference.repository import Repository
+from servery_rpc.errors import ServeryError
+from servery_rpc.identity import CLAIMS_HEADER
+
+_MAX_FORMS: Final = 512
+_MAX_FORM_BYTES: Final = 2 << 10
+_MAX_BYTES: Final = 1 << 20
+"""Larger requests, and answers to several, are worked on in other threads."""
+
+_COMPANY_TURNS: Final = 8
+
+_ASKING: Final = frozenset((CLAIMS_HEADER, LIMITS_HEADER, MODEL_HEADER, TIMING_HEADER))
+"""Metadata of calls that are more than a request: they come through the gateway, or want to know
+where their time went."""
+
+
+class Way(Enum):
+    """What becomes of a request that is not answered at once."""
+
+    GENERAL = auto()
+    """Nothing was done."""
+
+    LATER = auto()
+    """Its answer is delivered in this turn of the event loop."""
+
+
+class Express:
+    """Answers plain requests. For one event loop.
+
+    Args:
+        repository: The models.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._forms: dict[bytes, Form | None] = {}
+        self._turn: dict[Form, list[PlainRequest]] = {}
+        self._in_turn = 0
+        self._company = 0
+
+    def answer(
+        self,
+        message: bytes,
+        metadata: Iterable[tuple[str, Any]],
+        deadline: float | None,
+        deliver: Callable[[bytes | None], None],
+    ) -> bytes | Way:
+        """Answer a serialized `ModelInferRequest`, or say what becomes of it.
+
+        Args:
+            message: The request.
+            metadata: Of its call.
+            deadline: When its caller stops waiting, by `time.monotonic`; None for never.
+            deliver: Gets the answer if it comes later, or None for the general way.
+        """
+        arrival = time.perf_counter_ns()
+        for key, _ in metadata:
+            if key in _ASKING:
+                return Way.GENERAL
+        parts = cut(message) if len(message) <= _MAX_BYTES else None
+        if parts is None:
+            return Way.GENERAL
+        form_bytes, request_id, places = parts
+        try:
+            form = self._form(form_bytes, message)
+        except ServeryError:  # The general way finds out, and says so.
+            return Way.GENERAL
+        if form is None or not form.fits(places) or not request_id.isascii():
+            return Way.GENERAL
+        request = PlainRequest(message, places, request_id, arrival, deadline, deliver)
+        if not self._in_turn:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._in_turn += 1
+        if self._company and form.servable.joins_unasked:
+            self._turn.setdefault(form, []).append(request)
+            return Way.LATER
+        answers = _run(form, (request,))
+        return Way.GENERAL if answers is None else answers[0]
+
+    def _end_turn(self) -> None:
+        """Run what waited for company; remember whether there was any."""
+        if self._in_turn > 1:
+            self._company = _COMPANY_TURNS
+        elif self._company:
+            self._company -= 1
+        self._in_turn = 0
+        turn, self._turn = self._turn, {}
+        for form, requests in turn.items():
+            at = 0
+            while at < len(requests):
+                count = form.servable.joinable(len(requests) - at, form.rows, form.size)
+                together = requests[at : at + count]
+                at += count
+                answers: Sequence[bytes | None] = _run(form, together) or [None] * count
+                for request, answer in zip(together, answers, strict=True):
+                    request.deliver(answer)
+
+    def _form(self, key: bytes, message: bytes) -> Form | None:
+        known = self._forms.get(key)
+        if known is None:
+            if key in self._forms or len(key) > _MAX_FORM_BYTES:
+                return None
+        elif self._repository.find(known.model, known.version) is known.servable:
+            return known
+        request = decode(message)
+        servable = self._repository.find(request.model, request.version)
+        if len(self._forms) >= _MAX_FORMS:
+            self._forms.clear()
+        form = self._forms[key] = Form.of(request, servable)
+        return form
+
+
+def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[bytes] | None:
+    """Answer requests of one form in one run; None if that cannot be."""
+    deadlines = [each.deadline for each in requests if each.deadline is not None]
+    try:
+        values = form.servable.infer_now(
+            form.feed(requests),
+            form.outputs,
+            [each.arrival_ns for each in requests],
+            form.rows,
+            form.size * len(requests),
+            min(deadlines, default=None),
+        )
+        return None if values is None else form.render(requests, values)
+    except (ServeryError, NotRowWiseError):
+        return None
