@@ -86,6 +86,15 @@ def test_labels_are_read_from_columns(file: Path) -> None:
     assert list(examples.inputs) == ["a"]
 
 
+def test_texts_teach_numbers_and_labels_too(file: Path) -> None:
+    lines = "t,y,topics\n" + "".join(f"word number {n},{n},{'ab'[n % 2]}\n" for n in range(6))
+    stars = load(file, lines, "text_regression", text="t", target="y")
+    topics = load(file, lines, "text_multi_label", text="t", targets=["topics"], separator=";")
+    assert list(stars.inputs) == list(topics.inputs) == ["t"]
+    np.testing.assert_array_equal(stars.target.values[:, 0], np.arange(6))
+    np.testing.assert_array_equal(topics.target.values, [[1, 0], [0, 1]] * 3)
+
+
 @pytest.mark.parametrize(
     ("content", "separator", "problem", "place"),
     [

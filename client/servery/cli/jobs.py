@@ -39,14 +39,14 @@ def list_(context: typer.Context, output: Output = Format.TABLE) -> None:
         print_json([as_dict(job) for job in jobs])
     else:
         print_table(
-            ["JOB", "STATE", "MODEL", "VERSION", "ACCURACY", "CREATED"],
+            ["JOB", "STATE", "MODEL", "VERSION", "SCORE", "CREATED"],
             (
                 (
                     short(job.name),
                     state_name(job),
                     short(job.spec.publication.model),
                     short(job.result.version),
-                    f"{job.result.metrics['accuracy']:.4f}" if job.HasField("result") else "",
+                    _score(job.result) if job.HasField("result") else "",
                     when(job.create_time),
                 )
                 for job in jobs
@@ -95,7 +95,7 @@ def follow(servery: Client, name: str, output: Format) -> int:
 
 
 def print_result(job: pb.TrainingJob) -> None:
-    """Print what a job made: rows, metrics, parity, confusion matrix, version."""
+    """Print what a job made: rows, metrics, parity, version, and what its task has to show."""
     result = job.result
     rows = result.rows
     out.print(
@@ -112,13 +112,48 @@ def print_result(job: pb.TrainingJob) -> None:
     )
     latencies = "  ".join(f"{t.batch_size}: {t.median_us:.0f} µs" for t in result.latencies)
     out.print(f"latency   {latencies}  (median by batch size)")
-    out.print(_confusion(result))
+    if result.confusion_matrix:
+        out.print(_confusion(result))
+    elif result.label_metrics:
+        out.print(_labels(result))
+    if result.slices:
+        out.print(_slices(result))
     out.print(f"version   {result.version}", soft_wrap=True)
 
 
 def state_name(job: pb.TrainingJob) -> str:
     """Return the state as people read it."""
     return pb.TrainingJobState.Name(job.state).removeprefix("TRAINING_JOB_STATE_").lower()
+
+
+def _score(result: pb.TrainingResult) -> str:
+    name = result.score or "accuracy"  # a trainer from before there were others names none
+    return f"{name} {result.metrics[name]:.4f}"
+
+
+def _labels(result: pb.TrainingResult) -> Table:
+    table = Table(
+        *("label", "rows", "precision", "recall", "f1"),
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for figures in result.label_metrics:
+        shares = (figures.precision, figures.recall, figures.f1)
+        table.add_row(figures.label, str(figures.support), *(f"{share:.4f}" for share in shares))
+    return table
+
+
+def _slices(result: pb.TrainingResult) -> Table:
+    table = Table("slice", "rows", result.score, box=None, pad_edge=False, header_style="bold")
+    for part in result.slices:
+        score = part.metrics.get(result.score)
+        table.add_row(
+            f"{part.column}={part.value}",
+            str(part.row_count),
+            "" if score is None else f"{score:.4f}",
+        )
+    return table
 
 
 def _confusion(result: pb.TrainingResult) -> Table:

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,14 @@ from servery.cli.output import Format, Output, as_dict, err, out, print_json, sh
 from servery.cli.session import connect
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
+
+
+class Task(StrEnum):
+    """What to learn of a row."""
+
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+    MULTI_LABEL = "multi-label"
 
 
 class Missing(StrEnum):
@@ -62,7 +70,18 @@ def train(
     ],
     model: Annotated[str, typer.Option(help="Id of the model to publish, such as churn.")],
     target: Annotated[
-        str | None, typer.Option(help="Column (.csv) or array (.npz: labels) with the class.")
+        str | None,
+        typer.Option(
+            help="Column (.csv) or array (.npz: labels) with the class or number; for multi-label"
+            " the columns of the labels, by commas."
+        ),
+    ] = None,
+    task: Annotated[Task, typer.Option(help="What to learn of a row.")] = Task.CLASSIFICATION,
+    separator: Annotated[
+        str, typer.Option(help="Of multi-label: --target is one column that lists labels, with it.")
+    ] = "",
+    slices: Annotated[
+        str | None, typer.Option("--slice-by", help="Columns to report the figures by, by commas.")
     ] = None,
     features: Annotated[
         str | None, typer.Option(help="Columns to learn from, by commas; default: all others.")
@@ -111,18 +130,25 @@ def train(
         repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
         if dataset.format != dataset_pb2.DATASET_FORMAT_NPZ and target is None:
             raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
-        if text is not None:
-            spec.text_classification.text = text
-            spec.text_classification.target = target or ""
-            spec.text_classification.missing = gaps
-            spec.text_classification.duplicates = repeated
-        elif dataset.format != dataset_pb2.DATASET_FORMAT_NPZ:
-            spec.tabular_classification.target = target or ""
-            spec.tabular_classification.features.extend(features.split(",") if features else [])
-            for column, kind in map(_column_type, column_type or []):
-                spec.tabular_classification.column_types[column] = kind
-            spec.tabular_classification.missing = gaps
-            spec.tabular_classification.duplicates = repeated
+        if dataset.format != dataset_pb2.DATASET_FORMAT_NPZ:
+            rows = "tabular" if text is None else "text"
+            message: Any = getattr(spec, f"{rows}_{task.name.lower()}")
+            if task is Task.MULTI_LABEL:
+                message.targets.extend((target or "").split(","))
+                message.separator = separator
+            else:
+                message.target = target or ""
+            message.slice_columns.extend(slices.split(",") if slices else [])
+            message.missing = gaps
+            message.duplicates = repeated
+            if text is None:
+                message.features.extend(features.split(",") if features else [])
+                for column, kind in map(_column_type, column_type or []):
+                    message.column_types[column] = kind
+            else:
+                message.text = text
+        elif task is not Task.CLASSIFICATION:
+            raise typer.BadParameter(f"--task {task}: images are classified only")
         else:
             spec.image_classification.images = images
             spec.image_classification.labels = target or ""

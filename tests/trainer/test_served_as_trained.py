@@ -1,0 +1,112 @@
+"""Whatever is learned, and from whatever rows: the graph answers what Keras and NumPy answer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from servery.trainer.v1 import dataset_pb2
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer import parity
+from servery_trainer.fitting import fit_columns, fit_text, vocabulary_size
+from servery_trainer.imputation import Imputation
+from servery_trainer.label_sets import LabelSets
+from servery_trainer.preprocessing import Preprocessing
+from servery_trainer.quantities import Quantities
+from servery_trainer.spec import parse_spec
+from servery_trainer.targets import Classes, Target
+from servery_trainer.tasks import Fill, TextTask
+from tests.trainer.specs import tabular, text
+from tests.trainer.test_text_families import ODD, SENTENCES
+from tests.trainer.test_text_families import rows as texts
+
+pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
+
+ROWS = 60
+TYPES = {
+    "dose": dataset_pb2.COLUMN_TYPE_NUMERIC,
+    "ward": dataset_pb2.COLUMN_TYPE_TEXT,
+    "smoker": dataset_pb2.COLUMN_TYPE_BOOLEAN,
+    "born": dataset_pb2.COLUMN_TYPE_DATE,
+}
+ODD_ROWS = [
+    (np.nan, "", "", ""),
+    (1e6, "never seen", "true", "9999-12-31T23:59:59"),
+    (-1e6, "x" * 50_000, "false", "0001-01-01"),
+    (1e-45, "Ωμέγα 🍰", "true", "2024-02-29"),
+    (0.0, "north", "", "1969-12-31"),
+]
+
+
+def target(goal: str) -> Target:
+    rng = np.random.default_rng(5)
+    match goal:
+        case "classes":
+            return Classes(values=rng.integers(0, 3, ROWS), labels=("no", "täglich", ""))
+        case "a number":
+            values = rng.normal(-3000, 40, (ROWS, 1)).astype(np.float32)
+            return Quantities(values=values, column="y")
+        case _:
+            truths = (rng.random((ROWS, 3)) < 0.4).astype(np.uint8)
+            return LabelSets(values=truths, labels=("a", "b", "c"), columns=("y",))
+
+
+GOALS = ["classes", "a number", "labels"]
+
+
+def table() -> dict[str, Any]:
+    rng = np.random.default_rng(6)
+    columns: dict[str, Any] = {
+        "dose": rng.normal(5, 3, (ROWS, 1)).astype(np.float32),
+        "ward": rng.choice(["north", "south", "Ωμέγα 🍰"], (ROWS, 1)).astype(np.object_),
+        "smoker": rng.choice(["true", "false"], (ROWS, 1)).astype(np.object_),
+        "born": rng.choice(["2024-02-29", "1970-01-01"], (ROWS, 1)).astype(np.object_),
+    }
+    columns["dose"][::7] = np.nan
+    return columns
+
+
+def check(preprocessing: Preprocessing, goal: str, family: Any, inputs: dict[str, Any]) -> None:
+    """Convert an untrained network and compare on these rows."""
+    import keras
+
+    from servery_trainer import export, families, problems
+
+    keras.utils.set_random_seed(1)
+    learned = target(goal)
+    head, objective = problems.pose(learned, np.arange(ROWS), parse_spec(tabular()).training)
+    network = families.build(
+        family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing)
+    )
+    answering = export.answering(network, objective)
+    graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
+    answers = export.predict(answering, preprocessing, inputs)
+    assert np.isfinite(answers).all()
+    expected = head.decode(answers)
+    assert [output.name for output in head.outputs] == list(expected)
+    found = parity.check_parity(graph, inputs, expected, tolerance=1e-5)
+    assert found.label_agreement == 1
+    for output in head.outputs:
+        assert graph.run(inputs)[output.name].shape[1:] == output.shape
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_tables_with_rows_of_every_kind(goal: str) -> None:
+    train = table()
+    policy = Imputation.of(pb.MISSING_POLICY_IMPUTE_MEDIAN, Fill())
+    preprocessing = fit_columns(TYPES, train, policy)
+    odd = {
+        name: np.array([[row[place]] for row in ODD_ROWS], values.dtype)
+        for place, (name, values) in enumerate(train.items())
+    }
+    inputs = {name: np.concatenate([odd[name], values]) for name, values in train.items()}
+    check(preprocessing, goal, parse_spec(tabular()).family, inputs)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("family", ["dense", "embedding", "recurrent", "transformer"])
+def test_texts_of_every_kind(goal: str, family: str) -> None:
+    spec = parse_spec(text({family: {}}, max_tokens=20))
+    assert isinstance(spec.task, TextTask)
+    preprocessing = fit_text(spec.task, spec.family, texts(*SENTENCES))
+    check(preprocessing, goal, spec.family, texts(*ODD, *SENTENCES))
