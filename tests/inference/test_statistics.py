@@ -58,6 +58,17 @@ async def test_requests_rows_runs_and_failures_are_counted_apart(channel: grpc.a
     assert before_ms <= found.last_inference <= time.time_ns() // 1_000_000
 
 
+async def test_what_a_version_is_accounted_with_is_told(root: Path) -> None:
+    graphs.store(root, "twice", graphs.dense())
+    graphs.configure(root, "twice", "instance_group { count: 2 }")
+    async with serve_directory(root) as channel:
+        (usage,) = (await statistics(channel, "dense")).memory_usage
+        assert (usage.type, usage.id) == ("CPU", 0)
+        assert usage.byte_size >= (root / "dense" / "1" / "model.onnx").stat().st_size
+        (shared,) = (await statistics(channel, "twice")).memory_usage
+        assert shared.byte_size == usage.byte_size  # Instances share a session.
+
+
 async def test_no_name_means_every_model(channel: grpc.aio.Channel) -> None:
     response = await stub(channel).ModelStatistics(pb.ModelStatisticsRequest())
     assert {found.name for found in response.model_stats} == {

@@ -45,7 +45,7 @@ from servery_inference.sequence_plan import SequencePlan
 from servery_inference.sequences import Sequences
 from servery_inference.servable import Servable
 from servery_inference.sessions import open_engine
-from servery_inference.statistics import ModelStatistics
+from servery_inference.statistics import Device, ModelStatistics
 from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog
 
@@ -191,6 +191,7 @@ class Loader:
             raise
         servable = self._servable(model, version, prepared, options, turns)
         self._held[servable] = _Held(needed_bytes, turns)
+        servable.statistics.memory_bytes = _by_device(needed_bytes, options)
         servable.load_s = time.perf_counter() - began
         return servable
 
@@ -370,3 +371,8 @@ def _size_bytes(bundle: Bundle, options: ModelOptions) -> int:
     """What a model is accounted with: its files, once for every device."""
     files = sum(path.stat().st_size for path in bundle.folder.iterdir() if path.is_file())
     return files * len(options.device_ids)
+
+
+def _by_device(num_bytes: int, options: ModelOptions) -> dict[Device, int]:
+    kind = "CPU" if options.provider == "cpu" else "GPU"
+    return {(kind, index): num_bytes // len(options.device_ids) for index in options.device_ids}

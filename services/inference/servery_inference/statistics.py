@@ -6,10 +6,11 @@ All durations are in nanoseconds. A record costs about a microsecond, a few list
 
 import time
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
-from typing import Final
+from typing import Final, TypeAlias
 
 _NS_PER_S: Final = 1_000_000_000
 _NS_PER_MS: Final = 1_000_000
@@ -21,6 +22,10 @@ BOUNDS_S: Final = (
 """Upper bounds of the buckets of a `Histogram`, in seconds; one more bucket has none."""
 
 _BOUNDS_NS: Final = tuple(round(bound * _NS_PER_S) for bound in BOUNDS_S)
+
+
+Device: TypeAlias = tuple[str, int]
+"""`CPU` or `GPU`, and the index within its kind."""
 
 
 class Failure(StrEnum):
@@ -103,6 +108,9 @@ class ModelStatistics:
 
     last_inference_ms: int = 0
     """End of the newest request, since the Unix epoch; 0 if there was none."""
+
+    memory_bytes: Mapping[Device, int] = field(default_factory=dict)
+    """What it is accounted with on each device."""
 
     pending: int = 0
     """Requests that wait in the queue now. Kept by whoever queues."""

@@ -71,6 +71,10 @@ def to_proto(servable: Servable) -> pb.ModelStatistics:
             )
             for rows, batch in sorted(counted.batches.items())
         ],
+        memory_usage=[
+            pb.MemoryUsage(type=kind, id=index, byte_size=num_bytes)
+            for (kind, index), num_bytes in sorted(counted.memory_bytes.items())
+        ],
     )
 
 

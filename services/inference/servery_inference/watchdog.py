@@ -29,6 +29,7 @@ class Watchdog:
         self._options = ort.RunOptions()
         self._since: float | None = None
         self._clock: int | None = None
+        self._ending = threading.Lock()
         self._stop = threading.Event()
 
     @classmethod
@@ -53,7 +54,8 @@ class Watchdog:
         try:
             return run(self._options)
         finally:
-            self._since = None
+            with self._ending:  # Or the next run would be ended for this one.
+                self._since = None
 
     def _watch(self) -> None:
         seen: float | None = None
@@ -66,5 +68,6 @@ class Watchdog:
             if since != seen:
                 seen, used_s = since, now_s
             elif now_s - used_s > self._limit_s / 2:
-                # Should the run have ended this moment, the next one is ended: it is repeated too.
-                self._options.terminate = True
+                with self._ending:
+                    if self._since == since:
+                        self._options.terminate = True
