@@ -17,6 +17,7 @@ from servery_rpc.pages import page_token, parse_page
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.intake import Upload
 from servery_trainer.uploads import Uploads
+from servery_trainer.validation import Validation, Validator
 
 
 class DatasetServicer(pb_grpc.DatasetServiceServicer):
@@ -25,6 +26,7 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
     def __init__(self, store: DatasetStore, uploads: Uploads) -> None:
         self._store = store
         self._uploads = uploads
+        self._validator = Validator(store)
 
     async def CreateDataset(
         self,
@@ -59,6 +61,14 @@ class DatasetServicer(pb_grpc.DatasetServiceServicer):
         datasets, after = await asyncio.to_thread(self._store.list, parent.tenant, page)
         token = page_token(listing, after) if after else ""
         return pb.ListDatasetsResponse(datasets=datasets, next_page_token=token)
+
+    async def ValidateDataset(
+        self, request: pb.ValidateDatasetRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ValidateDatasetResponse:
+        """See dataset.proto."""
+        asked = Validation.parse(request)
+        require_sight(caller_of(context), asked.name.tenant)
+        return await self._validator.report(asked)
 
     async def CreateUpload(
         self, request: pb.CreateUploadRequest, context: grpc.aio.ServicerContext[Any, Any]

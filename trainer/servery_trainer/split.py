@@ -57,8 +57,8 @@ class SplitPolicy:
         if named == (method == dataset_pb2.SPLIT_METHOD_STRATIFIED):
             rule = "be empty, or the method GROUP or TIME" if named else "name the column"
             raise FieldInvalidError(f"{path}.column", split.column, rule)
-        validation = parse_fraction(split, "validation_fraction", path)
-        test = parse_fraction(split, "test_fraction", path)
+        validation = parse_fraction(split, "validation_fraction", f"{path}.")
+        test = parse_fraction(split, "test_fraction", f"{path}.")
         if validation + test >= 1:
             rule = "leave rows to train on: both fractions together must be below 1"
             raise FieldInvalidError(f"{path}.test_fraction", test, rule)
@@ -116,7 +116,7 @@ class SplitPolicy:
         else:
             times_B, wrong = parse_times(keys_B)
             if wrong is not None:
-                raise _no_time(int(numbers_B[wrong]), self.column, keys_B[wrong])
+                raise no_time(int(numbers_B[wrong]), self.column, keys_B[wrong])
             split = split_times(times_B, **fractions, column=self.column)
         _require_strata(split, strata_B, numbers_B, self.column)
         return split
@@ -125,16 +125,16 @@ class SplitPolicy:
 def parse_fraction(
     message: training_pb2.Split | dataset_pb2.ValidateDatasetRequest,
     name: Literal["validation_fraction", "test_fraction"],
-    path: str,
+    prefix: str = "",
 ) -> float:
-    """Return a fraction of the message at `path`, or the default.
+    """Return a fraction of a message, or the default; `prefix` comes before its name in errors.
 
     Raises:
         FieldInvalidError: It is out of its range.
     """
     fraction = getattr(message, name) if message.HasField(name) else _DEFAULT_FRACTION
     if not 0 < fraction <= 0.5:
-        raise FieldInvalidError(f"{path}.{name}", fraction, "be over 0 and at most 0.5")
+        raise FieldInvalidError(f"{prefix}{name}", fraction, "be over 0 and at most 0.5")
     return float(fraction)
 
 
@@ -236,6 +236,17 @@ def parse_times(texts_B: NDArray[np.object_]) -> tuple[NDArray[np.float64], int 
     return np.empty(0), first_wrong
 
 
+def no_time(row: int, column: str, value: str) -> DatasetInvalidError:
+    """Say that a value of the column of the times is none."""
+    return DatasetInvalidError(
+        Problem.WRONG_TYPE,
+        f"row {row}, column {column!r} holds {shown(value)!r}, but it must hold times: numbers"
+        " only, or dates such as 2024-02-29 only",
+        row=row,
+        column=column,
+    )
+
+
 def _number(text: str) -> float:
     number = float(text)
     if not np.isfinite(number):
@@ -278,13 +289,3 @@ def _require_strata(
                 row=row,
                 column=column,
             )
-
-
-def _no_time(row: int, column: str, value: str) -> DatasetInvalidError:
-    return DatasetInvalidError(
-        Problem.WRONG_TYPE,
-        f"row {row}, column {column!r} holds {shown(value)!r}, but rows are divided by it as by a"
-        " time: it must hold numbers only, or dates such as 2024-02-29 only",
-        row=row,
-        column=column,
-    )

@@ -139,12 +139,13 @@ class DatasetServiceServicer(object):
     def ValidateDataset(self, request, context):
         """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
 
-        A table of more than 100 million cells is judged by its first rows, as many as are that many
+        A table of more than 50 million cells is judged by its first rows, as many as are that many
         cells.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
-        - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+        - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there, or rows cannot be
+        divided as asked.
         - NOT_FOUND, DATASET_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

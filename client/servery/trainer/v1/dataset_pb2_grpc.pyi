@@ -72,12 +72,13 @@ class DatasetServiceStub:
     ValidateDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ValidateDatasetRequest, _dataset_pb2.ValidateDatasetResponse]
     """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
 
-    A table of more than 100 million cells is judged by its first rows, as many as are that many
+    A table of more than 50 million cells is judged by its first rows, as many as are that many
     cells.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
-    - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+    - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there, or rows cannot be
+      divided as asked.
     - NOT_FOUND, DATASET_NOT_FOUND.
     """
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateUploadRequest, _dataset_pb2.CreateUploadResponse]
@@ -174,12 +175,13 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     ValidateDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ValidateDatasetRequest, _dataset_pb2.ValidateDatasetResponse]  # type: ignore[assignment]
     """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
 
-    A table of more than 100 million cells is judged by its first rows, as many as are that many
+    A table of more than 50 million cells is judged by its first rows, as many as are that many
     cells.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
-    - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+    - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there, or rows cannot be
+      divided as asked.
     - NOT_FOUND, DATASET_NOT_FOUND.
     """
     CreateUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateUploadRequest, _dataset_pb2.CreateUploadResponse]  # type: ignore[assignment]
@@ -297,12 +299,13 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dataset_pb2.ValidateDatasetResponse, _abc.Awaitable[_dataset_pb2.ValidateDatasetResponse]]:
         """Reads a dataset and says what of it is likely to spoil a model. Changes nothing.
 
-        A table of more than 100 million cells is judged by its first rows, as many as are that many
+        A table of more than 50 million cells is judged by its first rows, as many as are that many
         cells.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
-        - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there.
+        - INVALID_ARGUMENT, DATASET_INVALID: a named column or array is not there, or rows cannot be
+          divided as asked.
         - NOT_FOUND, DATASET_NOT_FOUND.
         """
 
