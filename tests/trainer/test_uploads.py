@@ -31,14 +31,12 @@ def files(directory: Path) -> list[Path]:
 
 
 async def create(client: Client, content: bytes = CSV, **fields: Any) -> pb.Upload:
-    header = pb.CreateDatasetRequest.Header(
-        **{
-            "parent": "tenants/default",
-            "format": pb.DATASET_FORMAT_CSV,
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        | fields
-    )
+    given: dict[str, Any] = {
+        "parent": "tenants/default",
+        "format": pb.DATASET_FORMAT_CSV,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    header = pb.CreateDatasetRequest.Header(**given | fields)
     request = pb.CreateUploadRequest(header=header, size_bytes=len(content))
     return (await client.datasets.CreateUpload(request, metadata=client.metadata)).upload
 
@@ -137,7 +135,9 @@ async def test_a_silent_call_is_ended_and_its_bytes_are_kept(
         assert error.reason == "ERROR_REASON_UPLOAD_STALLED"
         assert (await get(client)).received_bytes == HALF
         call: Any = client.datasets.CreateDataset()
-        header = pb.CreateDatasetRequest.Header(parent="tenants/default", format=1)
+        header = pb.CreateDatasetRequest.Header(
+            parent="tenants/default", format=pb.DATASET_FORMAT_CSV
+        )
         await call.write(pb.CreateDatasetRequest(header=header))
         assert (await failure(call)).reason == "ERROR_REASON_UPLOAD_STALLED"
 

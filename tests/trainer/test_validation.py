@@ -27,7 +27,7 @@ HONEST = {
 }
 
 
-def table(**columns: Sequence[Any]) -> bytes:
+def table(**columns: Any) -> bytes:
     rows = zip(*columns.values(), strict=True)
     return "\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]).encode()
 
