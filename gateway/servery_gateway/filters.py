@@ -28,6 +28,9 @@ AUTHENTICATION_NAME: Final = "authentication"
 
 _AUTHENTICATION: Final = f"{HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication"
 _CLOCK_SKEW_S: Final = 5
+_MAX_CACHED_TOKENS: Final = 1000
+"""Verified tokens that a worker remembers: to verify one costs as much as the rest of the chain."""
+
 _HEALTH: Final = {
     "@type": f"{HTTP_FILTERS}.health_check.v3.HealthCheck",
     "pass_through_mode": False,
@@ -74,7 +77,6 @@ def authentication(methods: Sequence[Method], jwks: Sequence[Mapping[str, str]])
         methods: Every RPC there is.
         jwks: The public keys that tokens are verified with, as JSON Web Keys.
     """
-    # No cache of verified tokens: it would outlive the keys they were signed with.
     provider = {
         "issuer": ISSUER,
         "audiences": [AUDIENCE],
@@ -85,6 +87,8 @@ def authentication(methods: Sequence[Method], jwks: Sequence[Mapping[str, str]])
         "forward": False,
         "forward_payload_header": CLAIMS_HEADER,
         "payload_in_metadata": "claims",
+        # It ends with this filter, which other keys replace; expiry is looked at each time.
+        "jwt_cache_config": {"jwt_cache_size": _MAX_CACHED_TOKENS},
     }
     public = [{"match": {"path": path}} for path in public_paths(methods)]
     return typed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +86,32 @@ async def test_no_valid_token_is_refused_while_keys_change(
         new = await own.exchange(secret)
         assert signer(new) != signer(old)
         await own.call(READY, new)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_token_that_was_used_ends_with_its_key(build: Builder, own_directory: Path) -> None:
+    settings = build.settings_for(own_directory)
+    async with AsyncExitStack() as first:
+        await first.enter_async_context(control_plane(settings))
+        async with build.running_stack(settings, own_directory) as own:
+            token = await own.token(infer=["*"])
+            for _ in range(20):  # Every worker of Envoy has seen it.
+                await own.call(READY, token)
+            await first.aclose()
+            for path in settings.data_dir.glob("signing-key-*.pem"):
+                path.unlink()
+            async with control_plane(settings):
+
+                async def is_refused() -> bool:
+                    try:
+                        await own.call(READY, token)
+                    except grpc.aio.AioRpcError as error:
+                        return error.code() is grpc.StatusCode.UNAUTHENTICATED
+                    return False
+
+                await build.until(is_refused, 10)
+                for _ in range(20):
+                    await own.refusal(READY, token)
 
 
 async def keep_calling(stack: Stack) -> None:
