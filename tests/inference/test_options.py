@@ -14,9 +14,10 @@ from google.protobuf import text_format
 
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery.inference.v1 import model_config_pb2 as config_pb
+from servery_inference.accelerators import OptionsUnsupportedError, accelerators
 from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
 from servery_inference.engine import LoadFailedError
-from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
+from servery_inference.options import EngineSettings, ModelOptions
 from servery_inference.warmup import batch_sizes
 from tests.inference import graphs
 from tests.inference.calling import answers, failure, index, infer_request, stub
@@ -36,6 +37,14 @@ def options(text: str, settings: EngineSettings | None = None, cores: int = 4) -
 
 def parameter(key: str, value: str) -> str:
     return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+def gpu_accelerator(name: str, **parameters: str) -> str:
+    given = "".join(f'parameters {{ key: "{k}" value: "{v}" }}' for k, v in parameters.items())
+    return (
+        "optimization { execution_accelerators { gpu_execution_accelerator {"
+        f' name: "{name}" {given} }} }} }}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,12 @@ def test_the_levels_are_those_of_triton(level: int, expected: ort.GraphOptimizat
         parameter("execution_mode", "2"),
         parameter("inter_op_thread_count", "-1"),
         parameter("enable_mem_arena", "maybe"),
+        parameter("io_binding", "2"),
+        "optimization { cuda { graphs: true } }",
+        gpu_accelerator("tensorrt"),
+        gpu_accelerator("cuda"),
+        gpu_accelerator("openvino"),
+        gpu_accelerator("tensorrt").replace("gpu_", "cpu_"),
     ],
 )
 def test_what_cannot_be_done_is_refused(text: str) -> None:
@@ -92,9 +107,39 @@ def test_what_cannot_be_done_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("", {}, id="nothing"),
+        pytest.param(
+            gpu_accelerator("cuda", use_tf32="false", cudnn_conv_algo_search="1"),
+            {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+            id="by accelerator",
+        ),
+        pytest.param(
+            parameter("gpu_mem_limit", "1000") + parameter("arena_extend_strategy", "1"),
+            {"gpu_mem_limit": "1000", "arena_extend_strategy": "kSameAsRequested"},
+            id="by parameter",
+        ),
+    ],
+)
+def test_options_of_cuda_are_those_of_triton(text: str, expected: dict[str, str]) -> None:
+    config = text_format.Parse(text, config_pb.ModelConfig())
+    cuda, tensorrt = accelerators(config, "cuda")
+    assert (dict(cuda), tensorrt) == (expected, None)
+
+
+@pytest.mark.parametrize("key", ["trt_extra_plugin_lib_paths", "device_id", "has_user_compute"])
+def test_an_option_that_is_not_offered_is_refused(key: str) -> None:
+    config = text_format.Parse(gpu_accelerator("cuda", **{key: "1"}), config_pb.ModelConfig())
+    with pytest.raises(OptionsUnsupportedError, match=key):
+        accelerators(config, "cuda")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         parameter("intra_op_thread_count", "2"),
+        parameter("io_binding", "1"),
         parameter("execution_mode", "1") + parameter("inter_op_thread_count", "2"),
         parameter("enable_mem_arena", "0") + parameter("enable_mem_pattern", "0"),
         parameter("session.set_denormal_as_zero", "1"),

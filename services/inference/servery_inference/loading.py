@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference import golden
+from servery_inference.accelerators import OptionsUnsupportedError
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher
 from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
@@ -34,7 +35,7 @@ from servery_inference.golden import Golden
 from servery_inference.graph_cache import GraphCache
 from servery_inference.model_completion import resolve
 from servery_inference.model_config import GRAPH, GivenConfig, offered
-from servery_inference.options import EngineSettings, ModelOptions, OptionsUnsupportedError
+from servery_inference.options import EngineSettings, ModelOptions
 from servery_inference.queueing import Room
 from servery_inference.rate_limit import RateLimiter, Turns, demands
 from servery_inference.response_cache import CachedRunner, ResponseCache

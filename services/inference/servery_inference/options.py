@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 import onnxruntime as ort
 
 from servery.inference.v1 import model_config_pb2 as pb
+from servery_inference.accelerators import TENSORRT, OptionsUnsupportedError, accelerators
 from servery_inference.cores import usable_cores
 
 Provider = Literal["cpu", "cuda"]
@@ -15,30 +16,14 @@ PROVIDERS: Final[Mapping[str, str]] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
 }
-TENSORRT: Final = "TensorrtExecutionProvider"
-
 _Group = pb.ModelInstanceGroup
 _KINDS: Final[Mapping[int, Provider]] = {_Group.KIND_GPU: "cuda", _Group.KIND_CPU: "cpu"}
 NO_OPTIMISATION: Final = 2
 _LEVELS: Final = (-1, 0, 1, NO_OPTIMISATION)
-_CUDA_OPTIONS: Final = frozenset(
-    {
-        "arena_extend_strategy",
-        "cudnn_conv_algo_search",
-        "cudnn_conv_use_max_workspace",
-        "do_copy_in_default_stream",
-        "gpu_mem_limit",
-        "use_ep_level_unified_stream",
-        "use_tf32",
-    }
-)
+_MAX_RECORDED: Final = 64
 _SHOWN_CHARACTERS: Final = 100
 
 log = logging.getLogger(__name__)
-
-
-class OptionsUnsupportedError(Exception):
-    """A config asks for what this process or machine does not have; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +65,15 @@ class ModelOptions:
     denormal_as_zero: bool = False
 
     cuda_options: tuple[tuple[str, str], ...] = ()
-    tensorrt: bool = False
+
+    tensorrt_options: tuple[tuple[str, str], ...] | None = None
+    """None to run without TensorRT."""
+
+    is_bound: bool = False
+    """Whether tensors stay at fixed places of the device."""
+
+    recorded_sizes: tuple[int, ...] = ()
+    """Batch sizes to record as CUDA graphs, rising; see `BoundSession`."""
 
     @property
     def num_threads(self) -> int:
@@ -106,7 +99,12 @@ class ModelOptions:
                 f"optimization.graph.level is {level}; it must be -1 (basic), 0 (all), 1 (extended)"
                 " or 2 (none)"
             )
-        cuda_options, tensorrt = _accelerators(config, provider)
+        cuda_options, tensorrt_options = accelerators(config, provider)
+        recorded_sizes = _recorded_sizes(config, provider)
+        if recorded_sizes and tensorrt_options is None:
+            cuda_options = (*cuda_options, ("enable_cuda_graph", "1"))
+        elif recorded_sizes and tensorrt_options is not None:
+            tensorrt_options = (*tensorrt_options, ("trt_cuda_graph_enable", "1"))
         return cls(
             provider=provider,
             device_ids=device_ids,
@@ -119,7 +117,9 @@ class ModelOptions:
             memory_pattern=_number(config, "enable_mem_pattern", 1, 1) == 1,
             denormal_as_zero=_number(config, "session.set_denormal_as_zero", 0, 1) == 1,
             cuda_options=cuda_options,
-            tensorrt=tensorrt,
+            tensorrt_options=tensorrt_options,
+            is_bound=_number(config, "io_binding", int(provider == "cuda"), 1) == 1,
+            recorded_sizes=recorded_sizes,
         )
 
     def session_options(self, *, is_optimised: bool = False) -> ort.SessionOptions:
@@ -155,8 +155,9 @@ class ModelOptions:
         if self.provider == "cpu":
             return [cpu]
         cuda = (PROVIDERS["cuda"], {"device_id": str(device_id), **dict(self.cuda_options)})
-        if self.tensorrt:
-            return [(TENSORRT, {"device_id": str(device_id)}), cuda, cpu]
+        if self.tensorrt_options is not None:
+            tensorrt = {"device_id": str(device_id), **dict(self.tensorrt_options)}
+            return [(TENSORRT, tensorrt), cuda, cpu]
         return [cuda, cpu]
 
 
@@ -191,28 +192,27 @@ def _placement(
     return provider, tuple(gpus) or (0,), count
 
 
-def _accelerators(
-    config: pb.ModelConfig, provider: Provider
-) -> tuple[tuple[tuple[str, str], ...], bool]:
-    wanted = config.optimization.execution_accelerators
-    options = {
-        key: config.parameters[key].string_value
-        for key in sorted(_CUDA_OPTIONS)
-        if key in config.parameters
-    }
-    tensorrt = False
-    for accelerator in (*wanted.cpu_execution_accelerator, *wanted.gpu_execution_accelerator):
-        on_gpu = accelerator in list(wanted.gpu_execution_accelerator) and provider == "cuda"
-        if accelerator.name == "tensorrt" and on_gpu and TENSORRT in ort.get_available_providers():
-            tensorrt = True
-        elif accelerator.name == "cuda" and on_gpu:
-            options |= {k: v for k, v in accelerator.parameters.items() if k in _CUDA_OPTIONS}
-        else:
-            raise OptionsUnsupportedError(
-                f"the execution accelerator '{accelerator.name[:_SHOWN_CHARACTERS]}' is not there;"
-                " leave it out to run on the execution provider itself"
-            )
-    return tuple(options.items()) if provider == "cuda" else (), tensorrt
+def _recorded_sizes(config: pb.ModelConfig, provider: Provider) -> tuple[int, ...]:
+    """Return the batch sizes to record as CUDA graphs; empty if that is not asked for."""
+    cuda = config.optimization.cuda
+    if not cuda.graphs:
+        return ()
+    if provider != "cuda":
+        raise OptionsUnsupportedError(
+            "optimization.cuda.graphs is for KIND_GPU; leave it out on a CPU, where nothing can be"
+            " recorded"
+        )
+    if any(spec.input or spec.HasField("graph_lower_bound") for spec in cuda.graph_spec):
+        raise OptionsUnsupportedError(
+            "optimization.cuda.graph_spec may only give batch_size: a graph is recorded for the"
+            " shapes that the model has, and smaller batches are filled up"
+        )
+    if cuda.graph_spec:
+        return tuple(sorted({max(1, spec.batch_size) for spec in cuda.graph_spec}))
+    largest = config.max_batch_size or 1
+    powers = [1 << power for power in range(min(largest, _MAX_RECORDED).bit_length())]
+    preferred = [size for size in config.dynamic_batching.preferred_batch_size if size <= largest]
+    return tuple(sorted({*powers, *preferred}))
 
 
 def _threads(config: pb.ModelConfig, key: str, default: int, cores: int) -> int:

@@ -5,13 +5,15 @@ is loaded again. Everything blocks, for seconds if graphs are large.
 """
 
 import contextlib
+import logging
 import time
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnxruntime as ort
 
+from servery_inference.bound_session import BoundSession, ShapesOpenError
 from servery_inference.engine import Engine, LoadFailedError, explained
 from servery_inference.graph_cache import GraphCache, processor
 from servery_inference.options import NO_OPTIMISATION, PROVIDERS, ModelOptions, Provider
@@ -41,6 +43,8 @@ _LOAD_FAULTS: Final = (
     ValueError,
 )
 
+log = logging.getLogger(__name__)
+
 
 def require_provider(provider: Provider) -> None:
     """Find out, before any model is loaded, whether this build can use `provider` at all.
@@ -69,7 +73,27 @@ def open_engine(graph: Path, options: ModelOptions, cache: GraphCache | None = N
     Raises:
         LoadFailedError: It is no graph that this provider runs.
     """
-    return Engine([_open_session(graph, options, device, cache) for device in options.device_ids])
+    return Engine(
+        [
+            _bound(_open_session(graph, options, device, cache), options, device)
+            for device in options.device_ids
+        ]
+    )
+
+
+def _bound(session: ort.InferenceSession, options: ModelOptions, device_id: int) -> Any:
+    """Return the session with fixed places for its tensors, where that is wanted and can be."""
+    if not options.is_bound and not options.recorded_sizes:
+        return session
+    try:
+        return BoundSession(session, options.provider, device_id, options.recorded_sizes)
+    except ShapesOpenError as error:
+        if options.recorded_sizes:
+            raise LoadFailedError(
+                f"optimization.cuda.graphs needs tensors of known shapes, but {error}"
+            ) from None
+        log.info("tensors get places at every run, for %s", error)
+        return session
 
 
 def _open_session(
