@@ -20,11 +20,14 @@ from servery_gateway.billing import Billing
 from servery_gateway.billing_servicer import BillingServicer
 from servery_gateway.billing_store import BillingStore
 from servery_gateway.budget import month_of
+from servery_gateway.callers import Callers
 from servery_gateway.certificate import CertificateFiles
 from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_sqlite
+from servery_gateway.identities import Identities, read
+from servery_gateway.issuers import IssuerKeys
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
 from servery_gateway.limits import BUDGET_POLICY, REVOKED_POLICY, SPENT_POLICY, Rates
 from servery_gateway.meter import Meter, metering
@@ -46,6 +49,7 @@ from servery_gateway.translation import GatewayState
 from servery_gateway.usage import day_of
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
+from servery_rpc.names import DEFAULT_TENANT
 from servery_rpc.server import RunningServer, serving
 
 log = logging.getLogger(__name__)
@@ -70,7 +74,8 @@ async def control_plane(
     billing_store = BillingStore(engine)
     routes = RouteStore(engine)
     pools = (DEFAULT_POOL, *settings.pools)
-    fixed = _state(settings)
+    fixed = await asyncio.to_thread(_state, settings)
+    issuers = IssuerKeys(fixed.callers.identities.issuers)
 
     def state() -> GatewayState:
         time = now()
@@ -80,6 +85,15 @@ async def control_plane(
             fixed,
             certificate=certificate.certificate if certificate else None,
             jwks=keys.jwks,
+            issuer_jwks=issuers.jwks,
+            callers=replace(
+                fixed.callers,
+                in_flight={
+                    owner: quota.requests_in_flight
+                    for owner, quota in limited.items()
+                    if quota.requests_in_flight
+                },
+            ),
             models=tuple(r for r in routes.list() if _uses_only(r, pools)),
             refused={
                 REVOKED_POLICY: frozenset(str(name) for name in revoked),
@@ -105,7 +119,7 @@ async def control_plane(
     keyring = Keyring(
         store=store, pepper=pepper, signing_key=keys.current, deny=data_plane.refresh, now=now
     )
-    await keyring.ensure_default_tenant()
+    await keyring.ensure_tenants([DEFAULT_TENANT, *fixed.callers.identities.tenants])
     await data_plane.refresh()
     meter = Meter(usage, now)
     access_log = AccessLog(meter.record)
@@ -132,6 +146,7 @@ async def control_plane(
             metering(meter),
             background(quotas.follow()),
             background(billing.follow()),
+            background(issuers.follow(data_plane.refresh)),
             background(renew_credentials(keys, certificate, data_plane.refresh, now)),
             serving(settings, *services, pools=[xds_pool.pool()]) as running,
         ):
@@ -177,7 +192,12 @@ def _certificate(settings: GatewaySettings) -> CertificateFiles | None:
 
 
 def _state(settings: GatewaySettings) -> GatewayState:
+    ca = settings.public_client_ca
     return GatewayState(
+        client_ca=ca.read_text("utf-8") if ca else None,
+        callers=Callers(
+            identities=read(settings.identities) if settings.identities else Identities()
+        ),
         public=settings.public_address,
         certificate=None,
         upstreams={

@@ -9,6 +9,7 @@ from typing import Any, Final
 from google.protobuf import descriptor_pb2
 
 from servery.inference.v1 import grpc_service_pb2, model_config_pb2
+from servery_gateway.callers import CALLERS_KINDS, CALLERS_NAME, Callers
 from servery_gateway.extensions import (
     ADS,
     AUTHORIZATION_METADATA,
@@ -16,6 +17,7 @@ from servery_gateway.extensions import (
     RBAC,
     typed,
 )
+from servery_gateway.issuers import Jwks
 from servery_gateway.limits import DENIED_NAME, RATE_LIMIT, RATES_NAME
 from servery_gateway.methods import JWKS_PATH, Method, public_paths
 from servery_gateway.snapshot import Resource
@@ -47,6 +49,7 @@ def http_filters(methods: Sequence[Method]) -> list[Mapping[str, Any]]:
         typed("envoy.filters.http.grpc_web", {"@type": f"{HTTP_FILTERS}.grpc_web.v3.GrpcWeb"}),
         typed("envoy.filters.http.grpc_json_transcoder", transcoder(methods)),
         _discovered(AUTHENTICATION_NAME, _AUTHENTICATION),
+        _discovered(CALLERS_NAME, *CALLERS_KINDS),
         _discovered(DENIED_NAME, RBAC),
         _discovered(RATES_NAME, RATE_LIMIT),
         typed("envoy.filters.http.grpc_field_extraction", _extraction(methods)),
@@ -65,44 +68,75 @@ def http_filters(methods: Sequence[Method]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _discovered(name: str, kind: str) -> Mapping[str, Any]:
+def _discovered(name: str, *kinds: str) -> Mapping[str, Any]:
     """A filter that comes as a resource of its own, so that it changes without the listener."""
-    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": [kind]}}
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": kinds}}
 
 
-def authentication(methods: Sequence[Method], jwks: Sequence[Mapping[str, str]]) -> Resource:
+def authentication(
+    methods: Sequence[Method],
+    jwks: Sequence[Mapping[str, str]],
+    known: Callers,
+    issuer_jwks: Mapping[str, Jwks],
+) -> Resource:
     """Return the filter `AUTHENTICATION_NAME`.
 
     Args:
         methods: Every RPC there is.
-        jwks: The public keys that tokens are verified with, as JSON Web Keys.
+        jwks: The public keys that our tokens are verified with, as JSON Web Keys.
+        known: Who else may call.
+        issuer_jwks: Name to public keys of the issuers whose keys are known.
     """
-    provider = {
-        "issuer": ISSUER,
-        "audiences": [AUDIENCE],
-        "require_expiration": True,
-        "clock_skew_seconds": _CLOCK_SKEW_S,
-        "local_jwks": {"inline_string": json.dumps({"keys": list(jwks)}, sort_keys=True)},
-        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
-        "forward": False,
+    ours = {
+        **_provider(ISSUER, [AUDIENCE], jwks),
         "forward_payload_header": CLAIMS_HEADER,
         "payload_in_metadata": "claims",
-        # It ends with this filter, which other keys replace; expiry is looked at each time.
-        "jwt_cache_config": {"jwt_cache_size": _MAX_CACHED_TOKENS},
     }
+    theirs = {
+        f"issuer-{issuer.name}": {
+            **_provider(issuer.url, issuer.audiences, issuer_jwks[issuer.name]),
+            "payload_in_metadata": known.metadata_key(issuer),
+        }
+        for issuer in known.identities.issuers
+        if issuer.name in issuer_jwks
+    }
+    providers = {"servery": ours, **theirs}
+    requires: list[Mapping[str, Any]] = [{"provider_name": name} for name in providers]
+    if known.identities.certificates:
+        requires.append({"allow_missing": {}})  # The next filter looks for a certificate.
+    any_of_them = {"requires_any": {"requirements": requires}}
     public = [{"match": {"path": path}} for path in public_paths(methods)]
     return typed(
         AUTHENTICATION_NAME,
         {
             "@type": _AUTHENTICATION,
             "bypass_cors_preflight": True,
-            "providers": {"servery": provider},
+            "providers": providers,
             "rules": [
                 *public,
-                {"match": {"prefix": "/"}, "requires": {"provider_name": "servery"}},
+                {
+                    "match": {"prefix": "/"},
+                    "requires": any_of_them if len(requires) > 1 else requires[0],
+                },
             ],
         },
     )
+
+
+def _provider(
+    issuer: str, audiences: Sequence[str], jwks: Sequence[Mapping[str, str]]
+) -> Mapping[str, Any]:
+    return {
+        "issuer": issuer,
+        "audiences": audiences,
+        "require_expiration": True,
+        "clock_skew_seconds": _CLOCK_SKEW_S,
+        "local_jwks": {"inline_string": json.dumps({"keys": list(jwks)}, sort_keys=True)},
+        "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
+        "forward": False,
+        # It ends with this filter, which other keys replace; expiry is looked at each time.
+        "jwt_cache_config": {"jwt_cache_size": _MAX_CACHED_TOKENS},
+    }
 
 
 def _extraction(methods: Sequence[Method]) -> Mapping[str, Any]:
@@ -136,8 +170,11 @@ def _authorization(methods: Sequence[Method]) -> str:
         if rule.public:
             parts.append("public = true")
         lines.append(f"  [{json.dumps(method.path)}] = {{{', '.join(parts)}}},")
-    script = files("servery_gateway").joinpath("authorization.lua").read_text("utf-8")
-    return "\n".join(["local RULES = {", *lines, "}", "", script])
+    scripts = [
+        files("servery_gateway").joinpath(name).read_text("utf-8")
+        for name in ("refusal.lua", "authorization.lua")
+    ]
+    return "\n".join(["local RULES = {", *lines, "}", "", *scripts])
 
 
 def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:

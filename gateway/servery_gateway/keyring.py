@@ -1,7 +1,8 @@
 """Tenants and keys: what can be done with them, and what that means for live tokens."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -19,7 +20,7 @@ from servery_gateway.store import Store
 from servery_gateway.tenants import Tenant, TenantExistsError
 from servery_gateway.tokens import TOKEN_TTL, SigningKey, Token, require_fit
 from servery_rpc.errors import FieldInvalidError
-from servery_rpc.names import DEFAULT_TENANT, ApiKeyName, TenantName
+from servery_rpc.names import ApiKeyName, TenantName
 
 DENIED_FOR: Final = TOKEN_TTL + timedelta(minutes=1)
 """How long after a revocation a token of the key may still seem valid, clocks that differ and an
@@ -48,12 +49,11 @@ class Keyring:
 
     now: Callable[[], datetime] = utc_now
 
-    async def ensure_default_tenant(self) -> None:
-        """Create `tenants/default` if this is the first start."""
-        try:
-            await self.create_tenant(TenantName(DEFAULT_TENANT), "")
-        except TenantExistsError:
-            return
+    async def ensure_tenants(self, tenants: Iterable[str]) -> None:
+        """Create those tenants, by their ids, that do not exist yet."""
+        for tenant in sorted(set(tenants)):
+            with contextlib.suppress(TenantExistsError):
+                await self.create_tenant(TenantName(tenant), "")
 
     async def create_tenant(self, name: TenantName, display_name: str) -> Tenant:
         """Create a tenant.

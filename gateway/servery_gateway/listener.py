@@ -28,6 +28,7 @@ def public_listener(
     methods: Sequence[Method],
     *,
     tls: bool,
+    client_ca: str | None,
 ) -> Resource:
     """Return the listener.
 
@@ -35,6 +36,7 @@ def public_listener(
         address: Where it listens.
         methods: Every RPC there is; no other is let through.
         tls: Whether it shows the certificate `CERTIFICATE_NAME`.
+        client_ca: What the certificates of clients that have one are checked against, as PEM.
     """
     chain: dict[str, Any] = {
         "filters": [typed("envoy.http_connection_manager", _connection_manager(methods))]
@@ -50,6 +52,11 @@ def public_listener(
                     "tls_certificate_sds_secret_configs": [
                         {"name": CERTIFICATE_NAME, "sds_config": ADS}
                     ],
+                    **(
+                        {"validation_context": {"trusted_ca": {"inline_string": client_ca}}}
+                        if client_ca
+                        else {}
+                    ),
                 },
             },
         )

@@ -59,6 +59,16 @@ class GatewaySettings(ServerSettings):
     )
     public_tls_key: Path | None = option("PEM file with the key of that certificate", None)
 
+    public_client_ca: Path | None = option(
+        "PEM file that the certificates of clients are checked against; unset: none are asked for",
+        None,
+    )
+    identities: Path | None = option(
+        "TOML file that gives tenants and permissions to who an OIDC issuer or a client certificate"
+        " vouches for; see docs/guides/access.md",
+        None,
+    )
+
     def __post_init__(self) -> None:
         """See `ServerSettings.__post_init__`."""
         ServerSettings.__post_init__(self)
@@ -96,6 +106,8 @@ class GatewaySettings(ServerSettings):
                 )
         if (self.public_tls_certificate is None) != (self.public_tls_key is None):
             raise ValueError("public_tls_certificate and public_tls_key must be given together")
+        if self.public_client_ca is not None and self.public_tls_certificate is None:
+            raise ValueError("public_client_ca needs public_tls_certificate and public_tls_key")
         public = self.public_address
         if self.public_tls_certificate is None and not is_private(str(public)):
             raise ValueError(

@@ -1,20 +1,22 @@
 """What the gateway knows in, Envoy's configuration out. Pure: no sockets, no clock, no files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from servery_gateway.address import Address, HostAddress, UnixAddress
+from servery_gateway.callers import CALLERS_NAME, Callers, callers
 from servery_gateway.certificate import Certificate
 from servery_gateway.extensions import ADS
 from servery_gateway.filters import AUTHENTICATION_NAME, authentication
+from servery_gateway.issuers import Jwks
 from servery_gateway.limits import DENIED_NAME, RATES_NAME, Rates, deny, rate_limits
 from servery_gateway.listener import (
     CERTIFICATE_NAME,
     LISTENER_NAME,
     public_listener,
 )
-from servery_gateway.methods import INFERENCE_HTTP, Method
+from servery_gateway.methods import INFERENCE_HTTP, Method, public_paths
 from servery_gateway.model_routes import ModelRoute
 from servery_gateway.routes import ROUTES_NAME, http_cluster, pool_cluster, route_table
 from servery_gateway.snapshot import (
@@ -66,6 +68,15 @@ class GatewayState:
     rates: Rates
     """How often may be called."""
 
+    callers: Callers = field(default_factory=Callers)
+    """Who may call without a key, and who may have how much in flight."""
+
+    issuer_jwks: Mapping[str, Jwks] = field(default_factory=dict)
+    """Name to public keys of the OIDC issuers whose keys are known."""
+
+    client_ca: str | None = None
+    """What client certificates are checked against, as PEM; None: nobody is asked for one."""
+
 
 def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
     """Return the configuration; equal states have equal ones.
@@ -97,12 +108,17 @@ def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
             },
             SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
             EXTENSION: {
-                AUTHENTICATION_NAME: authentication(methods, state.jwks),
+                AUTHENTICATION_NAME: authentication(
+                    methods, state.jwks, state.callers, state.issuer_jwks
+                ),
+                CALLERS_NAME: callers(state.callers, public_paths(methods)),
                 DENIED_NAME: deny(state.refused),
                 RATES_NAME: rate_limits(state.rates),
             },
             LISTENER: {
-                LISTENER_NAME: public_listener(state.public, methods, tls=certificate is not None)
+                LISTENER_NAME: public_listener(
+                    state.public, methods, tls=certificate is not None, client_ca=state.client_ca
+                )
             },
             ROUTES: {
                 ROUTES_NAME: route_table(

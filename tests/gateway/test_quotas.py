@@ -114,6 +114,28 @@ async def test_a_day_that_is_used_up_ends_at_midnight(
         await build.until(free)
 
 
+async def test_inference_learns_how_much_may_be_in_flight(stack: Stack) -> None:
+    """What it makes of that, its own tests tell."""
+    key, other = [await stack.new_key("crowded", infer=["*"]) for _ in range(2)]
+    tokens = [await stack.exchange(each.secret) for each in (key, other)]
+    await set_quota(stack, "tenants/crowded", requests_in_flight=8)
+    await set_quota(stack, key.api_key.name, requests_in_flight=2)
+    spoof = [("x-servery-in-flight", "tenants/crowded=1000")]
+    told = []
+    for token in (*tokens, await stack.token("roomy", infer=["*"])):
+        await stack.call(READY, token, metadata=spoof)
+        told.append(stack.backends["inference"].metadata[READY].get("x-servery-in-flight"))
+    assert told == [
+        f"tenants/crowded=8,{key.api_key.name}=2",
+        "tenants/crowded=8",
+        None,
+    ]
+    await set_quota(stack, "tenants/crowded")
+    await set_quota(stack, key.api_key.name)
+    await stack.call(READY, tokens[0])
+    assert "x-servery-in-flight" not in stack.backends["inference"].metadata[READY]
+
+
 async def test_keys_are_not_guessed_faster_than_one_address_may(
     build: Builder, own_directory: Path
 ) -> None:
@@ -144,6 +166,7 @@ async def test_every_tenant_gets_a_bucket_of_its_own(build: Builder, own_directo
         pytest.param({"name": "acme"}, "quota.name", id="no owner"),
         pytest.param({"requests_per_second": -1}, "quota.requests_per_second", id="negative"),
         pytest.param({"requests_per_second": 1_000_001}, "quota.requests_per_second", id="more"),
+        pytest.param({"requests_in_flight": -1}, "quota.requests_in_flight", id="negative places"),
         pytest.param({"requests_per_day": -1}, "quota.requests_per_day", id="negative day"),
     ],
 )

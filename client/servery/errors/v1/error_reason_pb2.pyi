@@ -126,8 +126,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `requests_in_flight`, `key_exchanges`, `budget`.
     """
     ERROR_REASON_IDENTITY_UNKNOWN: _ErrorReason.ValueType  # 65
-    """(PERMISSION_DENIED) The token of the company's issuer or the client certificate is genuine, but
-    the configuration of the gateway gives it nothing. metadata: `identity`.
+    """(UNAUTHENTICATED) There is neither a token nor a client certificate, or the gateway gives who it
+    is about no tenant or no permission. metadata: `identity`, empty if there is none.
     """
     ERROR_REASON_MODEL_NOT_SERVED: _ErrorReason.ValueType  # 80
     """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""
@@ -275,8 +275,8 @@ repeats the limit. metadata: `limit`, one of `requests_per_second`, `requests_pe
 `requests_in_flight`, `key_exchanges`, `budget`.
 """
 ERROR_REASON_IDENTITY_UNKNOWN: ErrorReason.ValueType  # 65
-"""(PERMISSION_DENIED) The token of the company's issuer or the client certificate is genuine, but
-the configuration of the gateway gives it nothing. metadata: `identity`.
+"""(UNAUTHENTICATED) There is neither a token nor a client certificate, or the gateway gives who it
+is about no tenant or no permission. metadata: `identity`, empty if there is none.
 """
 ERROR_REASON_MODEL_NOT_SERVED: ErrorReason.ValueType  # 80
 """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""

@@ -1,0 +1,102 @@
+"""The filter that knows callers without an API key, and who may have how much in flight. Pure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Final
+
+from servery_gateway.extensions import HTTP_FILTERS, RBAC, typed
+from servery_gateway.identities import CertificateIdentity, Identities, Issuer
+from servery_gateway.keys import Permission
+from servery_gateway.snapshot import Resource
+
+CALLERS_NAME: Final = "callers"
+"""It comes by itself, so that no connection ends for another limit."""
+
+_LUA: Final = f"{HTTP_FILTERS}.lua.v3.Lua"
+CALLERS_KINDS: Final = (_LUA, RBAC)
+"""It is a script only where there is something to know; else it lets all pass, at no cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callers:
+    """What the filter knows."""
+
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a tenant or key to how many requests it may have in flight."""
+
+    identities: Identities = field(default_factory=Identities)
+
+    def metadata_key(self, issuer: Issuer) -> str:
+        """Return where the claims of an issuer's verified token are found."""
+        return f"issuer:{issuer.name}"
+
+
+def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
+    """Return the filter `CALLERS_NAME`.
+
+    Args:
+        known: What it knows.
+        public_paths: HTTP paths that need no identity.
+    """
+    if not known.in_flight and known.identities == Identities():
+        return typed(CALLERS_NAME, {"@type": RBAC})
+    tables = {
+        "IN_FLIGHT": dict(sorted(known.in_flight.items())),
+        "PUBLIC": dict.fromkeys(public_paths, True),
+        "ISSUERS": [
+            _issuer(issuer, known.metadata_key(issuer)) for issuer in known.identities.issuers
+        ],
+        "CERTIFICATES": [_certificate(identity) for identity in known.identities.certificates],
+    }
+    script = "\n".join(
+        [
+            *(f"local {name} = {lua(value)}" for name, value in tables.items()),
+            *(
+                files("servery_gateway").joinpath(name).read_text("utf-8")
+                for name in ("refusal.lua", "callers.lua")
+            ),
+        ]
+    )
+    return typed(CALLERS_NAME, {"@type": _LUA, "default_source_code": {"inline_string": script}})
+
+
+def lua(value: Any) -> str:
+    """Render a value as Lua has it; JSON's texts are Lua's for what may stand in them here."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"[{lua(key)}] = {lua(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "{" + ", ".join(lua(part) for part in value) + "}"
+    if isinstance(value, str):
+        return '"' + "".join(_character(byte) for byte in value.encode()) + '"'
+    return json.dumps(value)
+
+
+def _character(byte: int) -> str:
+    plain = 32 <= byte < 127 and chr(byte) not in '"\\'
+    return chr(byte) if plain else f"\\{byte:03d}"
+
+
+def _issuer(issuer: Issuer, key: str) -> Mapping[str, Any]:
+    return {
+        "key": key,
+        "name": issuer.name,
+        **({"tenant": issuer.tenant} if issuer.tenant else {}),
+        "tenant_claim": issuer.tenant_claim,
+        "tenants": issuer.tenants,
+        "roles_claim": issuer.roles_claim,
+        "roles": {role: _permissions(permitted) for role, permitted in issuer.roles.items()},
+    }
+
+
+def _certificate(identity: CertificateIdentity) -> Mapping[str, Any]:
+    return {
+        "uri": identity.uri,
+        "tenant": identity.tenant,
+        "permissions": _permissions(identity.permissions),
+    }
+
+
+def _permissions(permissions: Sequence[Permission]) -> Mapping[str, Any]:
+    return {permission.verb: permission.models for permission in permissions}
