@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import grpc
 
-import servery_h2
 from servery_rpc.interceptor import ServeryInterceptor
 from servery_rpc.server import GrpcioTransport, Transport
 from servery_rpc.settings import ServerSettings
@@ -19,6 +18,8 @@ class FastTransport:
 
     def open(self, settings: ServerSettings, interceptor: ServeryInterceptor) -> grpc.aio.Server:
         """See `Transport`."""
+        import servery_h2  # Only here, for the 3 MB that it takes.
+
         limit = _INT32_MAX if settings.max_message_bytes < 0 else settings.max_message_bytes
         limits = servery_h2.Limits(
             max_receive_message_bytes=limit,
@@ -33,7 +34,9 @@ class FastTransport:
     def bind(self, server: Any, settings: ServerSettings) -> int:
         """See `Transport`."""
         if settings.tls_certificate and settings.tls_key:
-            files = servery_h2.TlsFiles(settings.tls_certificate, settings.tls_key)
+            from servery_h2 import TlsFiles
+
+            files = TlsFiles(settings.tls_certificate, settings.tls_key)
             port: int = server.add_tls_port(settings.listen, files)
         else:
             port = server.add_insecure_port(settings.listen)
