@@ -22,7 +22,13 @@ from onnx import TensorProto, helper
 
 from servery.errors import ApiError
 from servery.registry.v1 import registry_pb2_grpc
-from servery.trainer.v1 import dataset_pb2, dataset_pb2_grpc, training_pb2, training_pb2_grpc
+from servery.trainer.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+    tuning_pb2_grpc,
+)
 from servery_rpc.identity import CLAIMS_HEADER
 from servery_trainer.__main__ import trainer
 from servery_trainer.resources import Resources
@@ -76,6 +82,10 @@ class Client:
     @property
     def jobs(self) -> training_pb2_grpc.TrainingServiceAsyncStub:
         return training_pb2_grpc.TrainingServiceStub(self.channel)
+
+    @property
+    def studies(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:
+        return tuning_pb2_grpc.TuningServiceStub(self.channel)
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
@@ -196,6 +206,31 @@ async def running_trainer(
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         yield Client(channel)
+
+
+@asynccontextmanager
+async def killable_trainer(
+    directory: Path, bundle: Path, registry: str
+) -> AsyncIterator[tuple[Client, subprocess.Popen[bytes]]]:
+    """Run a trainer of scripted jobs as a process of its own, killed when the block is left."""
+    program = Path(__file__).with_name("scripted_trainer.py")
+    address = f"unix:{directory / 's'}"
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: ASYNC220 it returns at once
+            [
+                *(sys.executable, str(program), str(bundle)),
+                *("--data-dir", str(directory / "data"), "--registry", registry),
+                *("--listen", address),
+            ],
+            stderr=log,
+        )
+        try:
+            async with grpc.aio.insecure_channel(address) as channel:
+                await asyncio.wait_for(channel.channel_ready(), 30)
+                yield Client(channel), process
+        finally:
+            process.kill()
+            await asyncio.to_thread(process.wait, 10)
 
 
 @contextmanager

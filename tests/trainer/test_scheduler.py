@@ -1,10 +1,8 @@
 """Jobs from their creation to their end, in whatever way they, the trainer or the registry end."""
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from tests.trainer.service import (
     Client,
     alive,
     failure,
+    killable_trainer,
     queued_job,
     registry_client,
     running_registry,
@@ -315,52 +314,22 @@ async def follow(client: Client, name: str, begun: asyncio.Event) -> None:
         begun.set()
 
 
-@contextmanager
-def trainer_process(
-    directory: Path, bundle: Path, registry: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a trainer as a process of its own, listening on `s` in `directory`."""
-    program = Path(__file__).with_name("scripted_trainer.py")
-    with (directory / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, str(program), str(bundle)),
-                *("--data-dir", str(directory / "data"), "--registry", registry),
-                *("--listen", f"unix:{directory / 's'}"),
-            ],
-            stderr=log,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait(10)
-
-
 @pytest.mark.slow
 async def test_a_killed_trainer_loses_no_job(
     tmp_path_factory: pytest.TempPathFactory, bundle: Path, registry: str
 ) -> None:
     directory = tmp_path_factory.mktemp("t")  # Short: it holds a socket.
-    address = f"unix:{directory / 's'}"
-    with trainer_process(directory, bundle, registry) as process:
-        async with grpc.aio.insecure_channel(address) as channel:
-            await asyncio.wait_for(channel.channel_ready(), 30)
-            client = Client(channel)
-            running, waiting = await client.train("resumes"), await client.train("succeeds-after")
-            pid = await client.pid(running.name)
-            last = await client.watch(running.name).read()
+    async with killable_trainer(directory, bundle, registry) as (client, process):
+        running, waiting = await client.train("resumes"), await client.train("succeeds-after")
+        pid = await client.pid(running.name)
+        last = await client.watch(running.name).read()
         process.kill()
-        process.wait(10)
     await until(lambda: not alive(pid))
-    with trainer_process(directory, bundle, registry):
-        async with grpc.aio.insecure_channel(address) as channel:
-            await asyncio.wait_for(channel.channel_ready(), 30)
-            client = Client(channel)
-            events = await client.events(running.name, last.resume_token)
-            assert states(events) == [RUNNING, QUEUED, RUNNING, PUBLISHING, SUCCEEDED]
-            assert events[-1].training_job.attempt == 2
-            assert (await client.end(waiting.name)).attempt == 1
+    async with killable_trainer(directory, bundle, registry) as (client, _):
+        events = await client.events(running.name, last.resume_token)
+        assert states(events) == [RUNNING, QUEUED, RUNNING, PUBLISHING, SUCCEEDED]
+        assert events[-1].training_job.attempt == 2
+        assert (await client.end(waiting.name)).attempt == 1
 
 
 async def test_two_trainers_do_not_share_a_directory(

@@ -10,6 +10,7 @@ from functools import partial
 
 from servery.trainer.v1.dataset_pb2_grpc import add_DatasetServiceServicer_to_server
 from servery.trainer.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+from servery.trainer.v1.tuning_pb2_grpc import add_TuningServiceServicer_to_server
 from servery_rpc.process import run_process, stop_requested
 from servery_rpc.server import RunningServer, Service, serving
 from servery_trainer.database import open_database
@@ -26,9 +27,12 @@ from servery_trainer.resources import machine
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.settings import TrainerSettings
 from servery_trainer.store import JobStore
+from servery_trainer.study_store import STUDIES, StudyStore
 from servery_trainer.submission import Submissions
 from servery_trainer.terms import Capacity
 from servery_trainer.training_servicer import TrainingServicer
+from servery_trainer.tuner import Tuner
+from servery_trainer.tuning_servicer import TuningServicer
 from servery_trainer.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -71,6 +75,7 @@ async def _trainer_alone(
     engine = await asyncio.to_thread(open_database, settings.data_dir / "trainer.db")
     loop = asyncio.get_running_loop()
     events = EventLog(engine, loop, JOBS)
+    study_events = EventLog(engine, loop, STUDIES)
     wake = asyncio.Event()
     capacity = Capacity.of(machine(), settings.cores, settings.memory_bytes, settings.parallel_jobs)
 
@@ -78,6 +83,7 @@ async def _trainer_alone(
         loop.call_soon_threadsafe(wake.set)
 
     store = JobStore(engine, capacity, events.changed, moved)
+    studies = StudyStore(engine, store, study_events.changed)
     limits = settings.upload_limits()
     datasets = DatasetStore(engine, settings.data_dir / "datasets", limits, _now)
     uploads = Uploads(datasets, settings.data_dir / "datasets" / ".uploads", limits, _now)
@@ -98,7 +104,9 @@ async def _trainer_alone(
         )
         submissions = Submissions(store, datasets, capacity, _now)
         training = TrainingServicer(store, submissions, scheduler, events, logs)
-        running = tasks.create_task(scheduler.run())
+        tuner = Tuner(studies, scheduler, events, directories, capacity, _now)
+        tuning = TuningServicer(studies, submissions, tuner, study_events, capacity, _now)
+        running = [tasks.create_task(scheduler.run()), tasks.create_task(tuner.run())]
         async with serving(
             settings,
             Service(
@@ -109,13 +117,18 @@ async def _trainer_alone(
                 "servery.trainer.v1.TrainingService",
                 partial(add_TrainingServiceServicer_to_server, training),
             ),
+            Service(
+                "servery.trainer.v1.TuningService",
+                partial(add_TuningServiceServicer_to_server, tuning),
+            ),
         ) as server:
             try:
                 yield server
             finally:
-                events.close()  # Else each watcher would hold up the drain.
-                logs.close()
-        running.cancel()
+                for watched in (events, study_events, logs):
+                    watched.close()  # Else each watcher would hold up the drain.
+        for task in running:
+            task.cancel()
     engine.dispose()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from servery.trainer.v1 import training_pb2 as pb
+from servery.trainer.v1 import tuning_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import TrainingJobName
 from servery_trainer.fields import count, finite
@@ -99,8 +100,8 @@ class Capacity:
         )
 
 
-def parse_priority(job: pb.TrainingJob, field: str) -> int:
-    """Return how urgent a job is.
+def parse_priority(job: pb.TrainingJob | tuning_pb2.Study, field: str) -> int:
+    """Return how urgent a job, or each trial of a study, is.
 
     Raises:
         FieldInvalidError: It is not 0 to 100.
