@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FileDescriptor
 from servery.gateway.v1 import billing_pb2, gateway_pb2, quota_pb2, route_pb2, usage_pb2
 from servery.inference.v1 import grpc_service_pb2
 from servery.registry.v1 import registry_pb2
-from servery.trainer.v1 import dataset_pb2, training_pb2
+from servery.trainer.v1 import dataset_pb2, training_pb2, tuning_pb2
 from servery_rpc.identity import Verb
 
 
@@ -122,6 +122,12 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
             "CreateDataset": _holding("train"),
             "GetDataset": _holding("read", "train"),
             "ListDatasets": _holding("read", "train"),
+            "ValidateDataset": _holding("read", "train"),
+            "CreateUpload": _holding("train"),
+            "GetUpload": _holding("train"),
+            "AppendUpload": _holding("train"),
+            "CompleteUpload": _holding("train"),
+            "DeleteUpload": _holding("train"),
         },
         "servery.trainer.v1.TrainingService": {
             "CreateTrainingJob": _holding("train"),
@@ -129,6 +135,15 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
             "ListTrainingJobs": _holding("read", "train"),
             "CancelTrainingJob": _holding("train"),
             "WatchTrainingJob": _holding("read", "train"),
+            "StreamTrainingJobLogs": _holding("read", "train"),
+        },
+        "servery.trainer.v1.TuningService": {
+            "CreateStudy": _holding("train"),
+            "GetStudy": _holding("read", "train"),
+            "ListStudies": _holding("read", "train"),
+            "CancelStudy": _holding("train"),
+            "ListTrials": _holding("read", "train"),
+            "WatchStudy": _holding("read", "train"),
         },
         "servery.gateway.v1.AuthService": {"ExchangeApiKey": PUBLIC},
         "servery.gateway.v1.TenantService": {
@@ -169,6 +184,7 @@ _FILES: Final[tuple[tuple[str, FileDescriptor], ...]] = (
     (REGISTRY, registry_pb2.DESCRIPTOR),
     (TRAINER, dataset_pb2.DESCRIPTOR),
     (TRAINER, training_pb2.DESCRIPTOR),
+    (TRAINER, tuning_pb2.DESCRIPTOR),
     (GATEWAY, billing_pb2.DESCRIPTOR),
     (GATEWAY, gateway_pb2.DESCRIPTOR),
     (GATEWAY, quota_pb2.DESCRIPTOR),
