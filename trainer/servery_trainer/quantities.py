@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servery_trainer import tables
-from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
+from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value, shown
 from servery_trainer.targets import require_rows
 
 
@@ -41,8 +41,8 @@ class Quantities:
         if self.values.min() == self.values.max():
             raise DatasetInvalidError(
                 Problem.CONSTANT_TARGET,
-                f"column {self.column!r} holds {self.values[0, 0]:g} in all rows; there is nothing to"
-                " learn",
+                f"column {self.column!r} holds {self.values[0, 0]:g} in all rows; there is nothing"
+                " to learn",
                 column=self.column,
             )
 
@@ -73,7 +73,14 @@ class QuantityReader:
         (column,) = self.columns
         numbers, wrong = tables.parse_float32(cells[0])
         if wrong is not None:
-            raise tables.not_a_number(first_row + wrong, column, cells[0][wrong].as_py())
+            row, value = first_row + wrong, shown(cells[0][wrong].as_py())
+            raise DatasetInvalidError(
+                Problem.NOT_A_NUMBER,
+                f"row {row}, column {column!r} holds {value!r}, which is not a finite number of 32"
+                " bits; correct it or remove the row",
+                row=row,
+                column=column,
+            )
         missing_B = np.isnan(numbers)
         if missing_B.any():
             row = first_row + int(missing_B.argmax())

@@ -73,7 +73,7 @@ def check_size(family: Family, shape: tuple[int, ...], classes: int, vocabulary:
     if count > MAX_PARAMETERS:
         words = f", {vocabulary} words" if vocabulary else ""
         rule = (
-            f"be smaller: with rows of shape {list(shape)}{words} and {classes} classes the network"
+            f"be smaller: with rows of shape {list(shape)}{words} and {classes} outputs the network"
             f" would have {count} weights, the limit is {MAX_PARAMETERS}"
         )
         lever = _LEVERS[type(family)]

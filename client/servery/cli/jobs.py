@@ -107,8 +107,8 @@ def print_result(job: pb.TrainingJob) -> None:
     out.print(f"test      {metrics}")
     out.print(
         f"parity    {result.parity.row_count} rows: largest relative error"
-        f" {result.parity.max_relative_error:.1e} (allowed {result.parity.tolerance:.0e}),"
-        f" labels agree {result.parity.label_agreement:.2%}"
+        f" {result.parity.max_relative_error:.1e} (allowed {result.parity.tolerance:.0e})"
+        + (f", labels agree {result.parity.label_agreement:.2%}" if result.labels else "")
     )
     latencies = "  ".join(f"{t.batch_size}: {t.median_us:.0f} µs" for t in result.latencies)
     out.print(f"latency   {latencies}  (median by batch size)")
