@@ -25,7 +25,7 @@ from servery_gateway.certificate import CertificateFiles
 from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
-from servery_gateway.database import open_sqlite
+from servery_gateway.database import open_postgresql, open_sqlite
 from servery_gateway.identities import Identities, read
 from servery_gateway.issuers import IssuerKeys
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
@@ -177,7 +177,9 @@ def _open_data(settings: GatewaySettings, now: datetime) -> tuple[Engine, bytes,
     make_private_directory(settings.data_dir)
     pepper = load_or_create(settings.data_dir / "key-pepper", lambda: secrets.token_bytes(32))
     keys = SigningKeys(settings.data_dir, timedelta(days=settings.signing_key_days), now)
-    return open_sqlite(settings.data_dir / "gateway.db"), pepper, keys
+    url = settings.database_url
+    engine = open_postgresql(url) if url else open_sqlite(settings.data_dir / "gateway.db")
+    return engine, pepper, keys
 
 
 def _uses_only(route: ModelRoute, pools: Sequence[str]) -> bool:

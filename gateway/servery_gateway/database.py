@@ -9,6 +9,7 @@ from typing import Any, Final
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
+    URL,
     BigInteger,
     Boolean,
     Engine,
@@ -18,10 +19,15 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
+    select,
 )
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MIGRATING: Final = 0x53657276
+"""The lock of who changes the schema."""
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -186,9 +192,26 @@ def open_sqlite(path: Path) -> Engine:
     return engine
 
 
+def open_postgresql(url: URL) -> Engine:
+    """Open the PostgreSQL database at `url`, with the newest schema.
+
+    Raises:
+        RuntimeError: It cannot be reached; the message has no secret.
+    """
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    try:
+        migrate(engine)
+    except OperationalError as error:
+        engine.dispose()
+        raise RuntimeError(f"the database cannot be used: {error.orig}") from None
+    return engine
+
+
 def migrate(engine: Engine) -> None:
     """Bring the schema to the newest version, all of it or nothing."""
     with as_file(files("servery_gateway") / "migrations") as scripts, engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite lets one in at a time anyway.
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
         config = Config()
         config.set_main_option("script_location", str(scripts))
         config.attributes["connection"] = connection

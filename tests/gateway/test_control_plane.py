@@ -1,10 +1,26 @@
 """A control plane whose files are not what they must be does not start, in one clear line."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import URL
+
+from servery.gateway.v1 import gateway_pb2 as pb
+from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
+from servery.gateway.v1 import usage_pb2, usage_pb2_grpc
+from servery_gateway.control_plane import control_plane
+from tests.postgresql import database
+
+if TYPE_CHECKING:
+    from tests.gateway.conftest import Builder
 
 PRIVATE = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
 
@@ -33,11 +49,22 @@ def no_certificate(directory: Path) -> list[str]:
     return ["--public-tls-certificate", paths[0], "--public-tls-key", paths[1]]
 
 
+def no_database(directory: Path) -> list[str]:
+    return ["--database", f"postgresql://servery@/gateway?host={directory}"]
+
+
+def no_identities(directory: Path) -> list[str]:
+    (directory / "identities.toml").write_text('[[issuers]]\nname = "company"\n')
+    return ["--identities", str(directory / "identities.toml")]
+
+
 @pytest.mark.parametrize(
     ("prepare", "named"),
     [
         pytest.param(damaged_signing_key, "signing-key-", id="a damaged signing key"),
         pytest.param(no_certificate, "public_tls_certificate", id="no certificate"),
+        pytest.param(no_database, "database", id="no database"),
+        pytest.param(no_identities, "issuers[0].issuer", id="half an issuer"),
     ],
 )
 def test_the_start_stops_with_one_line_that_names_the_file(
@@ -50,3 +77,38 @@ def test_the_start_stops_with_one_line_that_names_the_file(
     assert '"critical"' in last
     assert named in last
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_on_postgresql_everything_is_there_after_a_restart(
+    postgresql_server: URL, build: Builder, own_directory: Path
+) -> None:
+    with database(postgresql_server) as url:
+        settings = build.settings_for(
+            own_directory,
+            database=url.set(drivername="postgresql").render_as_string(hide_password=False),
+        )
+        for start in range(2):
+            async with (
+                control_plane(settings),
+                grpc.aio.insecure_channel(settings.listen) as channel,
+            ):
+                tenants = pb_grpc.TenantServiceStub(channel)
+                if start == 0:
+                    request = pb.CreateTenantRequest(tenant=pb.Tenant(name="tenants/kept"))
+                    await tenants.CreateTenant(request)
+                    continue
+                listed = await tenants.ListTenants(pb.ListTenantsRequest())
+                assert [t.name for t in listed.tenants] == ["tenants/default", "tenants/kept"]
+                query = usage_pb2.UsageQuery(
+                    parent="tenants/-",
+                    start_time=Timestamp(seconds=0),
+                    end_time=Timestamp(seconds=3600),
+                    interval=Duration(seconds=60),
+                    group_by=[usage_pb2.USAGE_DIMENSION_TENANT],
+                )
+                found = await usage_pb2_grpc.UsageServiceStub(channel).QueryUsage(
+                    usage_pb2.QueryUsageRequest(query=query)
+                )
+                assert not found.rows
+        assert not list(settings.data_dir.glob("gateway.db*"))

@@ -53,6 +53,9 @@ def test_what_is_required_must_be_given(flag: str, capsys: pytest.CaptureFixture
         pytest.param("--trainer", f"unix:/{'x' * 100}", "trainer", id="a long path"),
         pytest.param("--inference-http-pools", "a=h:1", "no pool", id="no such pool"),
         pytest.param("--public-tls-key", "k", "public_tls_certificate", id="half TLS"),
+        pytest.param("--public-client-ca", "ca", "public_tls_certificate", id="mTLS without TLS"),
+        pytest.param("--database", "mysql://host/x", "postgresql://", id="another database"),
+        pytest.param("--database", "gateway", "postgresql://", id="no URL"),
     ],
 )
 def test_a_bad_value_is_named_and_stops_the_start(
@@ -62,6 +65,16 @@ def test_a_bad_value_is_named_and_stops_the_start(
         read({flag: value})
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_password_is_neither_taken_from_the_command_line_nor_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        read({"--database": "postgresql://servery:hunter2@host/gateway"})
+    said = capsys.readouterr().err
+    assert "PGPASSFILE" in said.splitlines()[-1]
+    assert "hunter2" not in said
 
 
 def test_tls_is_for_clients_and_not_for_the_socket(capsys: pytest.CaptureFixture[str]) -> None:
