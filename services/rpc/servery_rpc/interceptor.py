@@ -32,7 +32,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _OK: Final = grpc.StatusCode.OK.name
 _CANCELLED: Final = grpc.StatusCode.CANCELLED.name  # What is left when a handler did not end.
-_STATUSES: Final = {status.value[0]: status for status in grpc.StatusCode}
+_NAMES: Final = {status.value[0]: status.name for status in grpc.StatusCode}
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 RETRY_HEADER: Final = "grpc-retry-pushback-ms"
@@ -198,9 +198,9 @@ def _unary(
         code = _CANCELLED
         try:
             response = await handle(parse(request), context)
-            code = _code(context)
+            code = code_of(context)
         except grpc.aio.AbortError:
-            code = _code(context)
+            code = code_of(context)
             raise
         except Exception as error:
             status = _status(error, method)
@@ -227,9 +227,9 @@ def _stream(
         try:
             async for response in handle(parse(request), context):
                 yield response
-            code = _code(context)
+            code = code_of(context)
         except grpc.aio.AbortError:
-            code = _code(context)
+            code = code_of(context)
             raise
         except Exception as error:
             status = _status(error, method)
@@ -266,11 +266,7 @@ def _status(error: Exception, method: str) -> Any:
     return rpc_status.to_status(Status(code=code_pb2.INTERNAL, message=message))
 
 
-def _code(context: Context) -> str:
-    return status_of(context).name
-
-
-def status_of(context: Any) -> grpc.StatusCode:
-    """The code a handler has set; grpc.aio keeps the integer, or 0 until one is set."""
+def code_of(context: Context) -> str:
+    """The name of the code a handler has set; grpc.aio keeps the integer, or 0 until one is set."""
     code: Any = context.code()
-    return code if isinstance(code, grpc.StatusCode) else _STATUSES.get(code, grpc.StatusCode.OK)
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, _OK)

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from servery_rpc.interceptor import request_id, status_of, trace_id
+from servery_rpc.interceptor import code_of, request_id, trace_id
 from servery_rpc.settings import ServerSettings
 
 _METHOD: Final = re.compile(r"/([^/]+)/([^/]+)")
@@ -108,14 +108,15 @@ class Telemetry:
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
         headers = context.invocation_metadata() or ()
         with self.span(f"{service}/{name}", headers, attributes) as span:
-            status = grpc.StatusCode.CANCELLED  # What is left when a handler did not end.
+            code = grpc.StatusCode.CANCELLED.name  # What is left when a handler did not end.
             try:
                 yield
-                status = status_of(context)
+                code = code_of(context)
             except grpc.aio.AbortError:
-                status = status_of(context)
+                code = code_of(context)
                 raise
             finally:
+                status = grpc.StatusCode[code]
                 span.set_attribute("rpc.grpc.status_code", int(status.value[0]))
                 if status in _FAULTS_OF_THE_SERVER:
                     span.set_status(Status(StatusCode.ERROR, status.name))
