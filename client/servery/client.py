@@ -19,6 +19,7 @@ from servery.models import Models
 from servery.quotas import Quotas
 from servery.tenants import Tenants
 from servery.tensors import from_output, to_input
+from servery.tuning import Studies
 from servery.usage import Usage
 
 
@@ -67,6 +68,7 @@ class Client:
         self.jobs = Jobs(self._connection)
         self.keys = Keys(self._connection)
         self.models = Models(self._connection)
+        self.studies = Studies(self._connection)
         self.quotas = Quotas(self._connection)
         self.tenants = Tenants(self._connection)
         self.usage = Usage(self._connection)

@@ -32,7 +32,7 @@ def result(bundle: Path, out: Path) -> None:
 
 def learn(args: argparse.Namespace, spec: Any) -> None:
     """Take three epochs; the validation loss is 0 at a learning rate of 0.01 in the end."""
-    off = abs(math.log10(spec["training"]["learningRate"]) + 2)
+    off = abs(math.log10(spec.get("training", {}).get("learningRate", 0.01)) + 2)
     epochs = []
     for number in (1, 2, 3):
         loss = off + 3 - number
@@ -41,7 +41,7 @@ def learn(args: argparse.Namespace, spec: Any) -> None:
         epochs.append({"number": number, "validationLoss": loss, "metrics": figures})
         time.sleep(0.12)  # The trainer writes down ten figures a second.
     shutil.copytree(args.bundle, args.out)
-    say(result={"metrics": {"accuracy": 0.75}, "labels": ["no", "yes"], "epochs": epochs})
+    say(result={"metrics": {"accuracy": 0.75}, "weightsSha256": "0" * 64, "epochs": epochs})
 
 
 def save(directory: Path) -> None:
@@ -64,6 +64,10 @@ def main() -> int:
         case "succeeds":
             for epoch in (1, 2, 3):
                 progress(epoch=epoch, metrics={"val_loss": 1 / epoch})
+        case "drifts":  # Other weights each time.
+            shutil.copytree(args.bundle, args.out)
+            say(result={"weightsSha256": args.out.parent.name.ljust(64, "0")})
+            return 0
         case "learns":
             learn(args, json.loads(args.spec.read_text()))
             return 0

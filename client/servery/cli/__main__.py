@@ -18,6 +18,7 @@ from servery.cli import (
     quotas,
     tenants,
     train,
+    tune,
     up,
     usage,
 )
@@ -35,6 +36,7 @@ app.command("up")(up.up)
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(tune.app, name="tune")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")

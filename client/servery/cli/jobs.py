@@ -1,14 +1,11 @@
-"""`servery jobs`: list, follow and cancel training jobs."""
+"""`servery jobs`: list, follow, cancel, resume and reproduce training jobs; read their logs."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from servery.cli.job_view import end_of_job, follow_job, print_failure, score, state_name
 from servery.cli.output import (
     Format,
     Output,
@@ -22,8 +19,7 @@ from servery.cli.output import (
 )
 from servery.cli.session import connect
 from servery.client import Client
-from servery.errors.v1.error_reason_pb2 import ErrorReason
-from servery.trainer.v1 import training_pb2 as pb
+from servery.jobs import same_weights
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 
@@ -46,7 +42,7 @@ def list_(context: typer.Context, output: Output = Format.TABLE) -> None:
                     state_name(job),
                     short(job.spec.publication.model),
                     short(job.result.version),
-                    _score(job.result) if job.HasField("result") else "",
+                    score(job.result) if job.HasField("result") else "",
                     when(job.create_time),
                 )
                 for job in jobs
@@ -58,7 +54,7 @@ def list_(context: typer.Context, output: Output = Format.TABLE) -> None:
 def watch(context: typer.Context, job: Job, output: Output = Format.TABLE) -> None:
     """Follow a job until it has ended; the exit status says how."""
     with connect(context) as servery:
-        raise typer.Exit(follow(servery, _resource_name(servery, job), output))
+        raise typer.Exit(follow_job(servery, _resource_name(servery, job), output))
 
 
 @app.command()
@@ -72,168 +68,74 @@ def cancel(context: typer.Context, job: Job, output: Output = Format.TABLE) -> N
         out.print(f"{short(cancelled.name)}: {state_name(cancelled)}")
 
 
-def follow(servery: Client, name: str, output: Format) -> int:
-    """Show a job's progress until it has ended, then its outcome; return the exit status."""
-    job = pb.TrainingJob()
-    with _progress() as show:
-        for event in servery.jobs.watch(name):
-            if event.HasField("progress"):
-                show(event.progress)
-            else:
-                job = event.training_job
+@app.command()
+def logs(
+    context: typer.Context,
+    job: Job,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
+    ] = False,
+) -> None:
+    """Print what the process of a job wrote; it is kept after the end."""
+    with connect(context) as servery:
+        for chunk in servery.jobs.logs(_resource_name(servery, job), follow=follow):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+
+
+@app.command()
+def resume(context: typer.Context, job: Job, output: Output = Format.TABLE) -> None:
+    """Go on from the last checkpoint of a job that was cancelled or failed, in a new job."""
+    with connect(context) as servery:
+        resumed = servery.jobs.resume(_resource_name(servery, job))
+        err.print(f"job {short(resumed.name)}", markup=False)
+        raise typer.Exit(follow_job(servery, resumed.name, output))
+
+
+@app.command()
+def reproduce(context: typer.Context, job: Job, output: Output = Format.TABLE) -> None:
+    """Do again what a job did, without publishing, and tell whether the weights are the same."""
+    with connect(context) as servery:
+        original = servery.jobs.get(_resource_name(servery, job))
+        again = servery.jobs.reproduce(original.name)
+        err.print(f"job {short(again.name)}", markup=False)
+        again = end_of_job(servery, again.name)
+    same = same_weights(original, again)
     if output is Format.JSON:
-        print_json(as_dict(job))
-    elif job.state == pb.TRAINING_JOB_STATE_SUCCEEDED:
-        print_result(job)
-    if job.state == pb.TRAINING_JOB_STATE_FAILED:
-        reason = ErrorReason.Name(job.error.reason).removeprefix("ERROR_REASON_")
-        err.print(f"[red]failed[/red] {reason}: ", end="")
-        err.print(job.error.message, markup=False)
-    elif job.state == pb.TRAINING_JOB_STATE_CANCELLED:
-        err.print("cancelled; nothing was published")
-    return 0 if job.state == pb.TRAINING_JOB_STATE_SUCCEEDED else 1
-
-
-def print_result(job: pb.TrainingJob) -> None:
-    """Print what a job made: rows, metrics, parity, version, and what its task has to show."""
-    result = job.result
-    rows = result.rows
-    out.print(
-        f"rows      {rows.total}: {rows.train} train, {rows.validation} validation,"
-        f" {rows.test} test; left out {rows.dropped_missing} with missing values,"
-        f" {rows.dropped_duplicates} duplicates"
-    )
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(result.metrics.items()))
-    out.print(f"test      {metrics}")
-    out.print(
-        f"parity    {result.parity.row_count} rows: largest relative error"
-        f" {result.parity.max_relative_error:.1e} (allowed {result.parity.tolerance:.0e})"
-        + (f", labels agree {result.parity.label_agreement:.2%}" if result.labels else "")
-    )
-    latencies = "  ".join(f"{t.batch_size}: {t.median_us:.0f} µs" for t in result.latencies)
-    out.print(f"latency   {latencies}  (median by batch size)")
-    if result.confusion_matrix:
-        out.print(_confusion(result))
-    elif result.label_metrics:
-        out.print(_labels(result))
-    if result.slices:
-        out.print(_slices(result))
-    out.print(f"version   {result.version}", soft_wrap=True)
-
-
-def state_name(job: pb.TrainingJob) -> str:
-    """Return the state as people read it."""
-    return pb.TrainingJobState.Name(job.state).removeprefix("TRAINING_JOB_STATE_").lower()
-
-
-def _score(result: pb.TrainingResult) -> str:
-    name = result.score or "accuracy"  # a trainer from before there were others names none
-    return f"{name} {result.metrics[name]:.4f}"
-
-
-def _labels(result: pb.TrainingResult) -> Table:
-    table = Table(
-        *("label", "rows", "precision", "recall", "f1"),
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    for figures in result.label_metrics:
-        shares = (figures.precision, figures.recall, figures.f1)
-        table.add_row(figures.label, str(figures.support), *(f"{share:.4f}" for share in shares))
-    return table
-
-
-def _slices(result: pb.TrainingResult) -> Table:
-    table = Table("slice", "rows", result.score, box=None, pad_edge=False, header_style="bold")
-    for part in result.slices:
-        score = part.metrics.get(result.score)
-        table.add_row(
-            f"{part.column}={part.value}",
-            str(part.row_count),
-            "" if score is None else f"{score:.4f}",
+        print_json({"reproduced": same, "original": original, "again": again})
+    else:
+        print_table(
+            ["", "JOB", "STATE", "WEIGHTS (SHA-256)"],
+            (
+                (name, short(one.name), state_name(one), one.result.weights_sha256)
+                for name, one in (("original", original), ("again", again))
+            ),
         )
-    return table
-
-
-def _confusion(result: pb.TrainingResult) -> Table:
-    count = len(result.labels)
-    table = Table(
-        "true \\ predicted", *result.labels, box=None, pad_edge=False, header_style="bold"
-    )
-    for i, label in enumerate(result.labels):
-        row = result.confusion_matrix[i * count : (i + 1) * count]
-        table.add_row(label, *(str(cell) if cell else "·" for cell in row))
-    return table
+        verdict = (
+            "reproduced: the weights are the same to the last bit"
+            if same
+            else "NOT reproduced: the weights differ (another machine, release or number of cores?)"
+        )
+        if not again.HasField("result"):
+            verdict = "not decided: the job did not succeed"
+            print_failure(again)
+        out.print(verdict, soft_wrap=True)
+    raise typer.Exit(0 if same else 1)
 
 
 def _resource_name(servery: Client, job: str) -> str:
     return job if "/" in job else f"{servery.tenant}/trainingJobs/{job}"
 
 
-@contextmanager
-def _progress() -> Iterator["_Show"]:
-    """A bar on a terminal, a line for each phase and epoch elsewhere; on standard error."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    columns = (
-        TextColumn("{task.description:<11}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err) as progress:
-        yield _Bars(progress)
+_PRIORITIES: Final = {"low": 20, "normal": 50, "high": 80}
 
 
-class _Bars:
-    """One bar for each phase; the one of TRAINING moves with the steps."""
+def priority_of(text: str) -> int:
+    """Return the priority a person means.
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[int, TaskID] = {}
-
-    def __call__(self, now: pb.Progress) -> None:
-        if now.phase not in self._tasks:
-            for task in self._tasks.values():
-                self._progress.update(task, total=1, completed=1)
-                self._progress.stop_task(task)
-            name = _phase(now)
-            self._tasks[now.phase] = self._progress.add_task(name, total=None, note="")
-        if now.phase == pb.PHASE_TRAINING and now.max_epochs:
-            part = now.step / now.steps_per_epoch if now.steps_per_epoch else 0
-            note = f"epoch {now.epoch}/{now.max_epochs}  {_metrics(now)}"
-            if now.eta_s:
-                note += f"  at most {now.eta_s:.0f} s left"
-            self._progress.update(
-                self._tasks[now.phase],
-                total=now.max_epochs,
-                completed=min(now.epoch + part, now.max_epochs),
-                note=note,
-            )
-
-
-class _Lines:
-    """One line for each phase and each epoch."""
-
-    def __init__(self) -> None:
-        self._last: tuple[int, int] = (0, 0)
-
-    def __call__(self, now: pb.Progress) -> None:
-        if (now.phase, now.epoch) == self._last:
-            return
-        self._last = (now.phase, now.epoch)
-        epoch = f" epoch {now.epoch}/{now.max_epochs} {_metrics(now)}" if now.epoch else ""
-        err.print(f"{_phase(now)}{epoch}", markup=False)
-
-
-_Show = _Bars | _Lines
-
-
-def _phase(now: pb.Progress) -> str:
-    return pb.Phase.Name(now.phase).removeprefix("PHASE_").lower()
-
-
-def _metrics(now: pb.Progress) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(now.metrics.items()))
+    Raises:
+        typer.BadParameter: It is neither a name nor 0 to 100.
+    """
+    if text not in _PRIORITIES and not (text.isdecimal() and int(text) <= 100):
+        raise typer.BadParameter(f"--priority {text}: give low, normal, high, or 0 to 100")
+    return _PRIORITIES.get(text) or int(text)

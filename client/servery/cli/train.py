@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from servery.cli.jobs import follow
+from servery.cli.job_view import follow_job
+from servery.cli.jobs import priority_of
 from servery.cli.output import Format, Output, as_dict, err, out, print_json, short
 from servery.cli.session import connect
 from servery.trainer.v1 import dataset_pb2
@@ -109,6 +110,11 @@ def train(
     alias: Annotated[
         str, typer.Option(help="Alias to point at the new version; empty: none.")
     ] = "production",
+    priority: Annotated[str, typer.Option(help="low, normal, high, or 0 to 100.")] = "normal",
+    cores: Annotated[int, typer.Option(help="CPU cores; 0: an equal share of the machine.")] = 0,
+    memory: Annotated[int, typer.Option(help="Bytes of memory; 0: an equal share.")] = 0,
+    deadline: Annotated[float, typer.Option(help="Seconds it may run; 0: no limit.")] = 0,
+    publish: Annotated[bool, typer.Option(help="Publish the model once it is proven.")] = True,
     detach: Annotated[bool, typer.Option(help="Do not wait for the job to end.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -155,10 +161,16 @@ def train(
             spec.image_classification.duplicates = repeated
         if family is not None:
             getattr(spec, family.value).SetInParent()
-        job = servery.jobs.create(spec)
+        terms = pb.TrainingJob(
+            priority=priority_of(priority),
+            resources=pb.Resources(cores=cores, memory_bytes=memory),
+            deadline_s=deadline,
+            without_publication=not publish,
+        )
+        job = servery.jobs.create(spec, terms)
         err.print(f"job {short(job.name)}", markup=False)
         if not detach:
-            raise typer.Exit(follow(servery, job.name, output))
+            raise typer.Exit(follow_job(servery, job.name, output))
     if output is Format.JSON:
         print_json(as_dict(job))
     else:
