@@ -1,4 +1,8 @@
-"""Which head and which objective belong to a target. Imports TensorFlow: for a job only."""
+"""Which head and which objective belong to a target. Imports TensorFlow: for a job only.
+
+Another kind of learning problem is: a `Target` with its reader, a `Head`, an `Objective`, a case in
+`pose`, and a `Goal` (or a task) that `examples` reads it for. No other step of a job knows of it.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
