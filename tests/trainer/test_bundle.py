@@ -11,6 +11,7 @@ import pytest
 from servery_trainer import bundle
 from servery_trainer.classification import Classification
 from servery_trainer.examples import Examples
+from servery_trainer.split import Split
 from servery_trainer.targets import Classes
 
 
@@ -48,6 +49,7 @@ def test_statistics_describe_the_training_part_only() -> None:
         types={},
         inputs={"a": np.array([[1], [3], [np.nan], [1000]], np.float32)},
         target=Classes(values=np.array([0, 1, 1, 0]), labels=("x", "y")),
+        split=Split(np.array([0, 1]), np.array([2]), np.array([3])),
         row_numbers_B=np.arange(1, 5),
         total=4,
         dropped_missing=0,

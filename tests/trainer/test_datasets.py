@@ -54,7 +54,7 @@ def test_describes_the_columns_of_a_csv_file(file: Path) -> None:
             minimum=-2.5,
             maximum=100,
             mean=33.5,
-            standard_deviation=np.std([3, -2.5, 100]),
+            standard_deviation=float(np.std([3, -2.5, 100])),
         ),
         pb.Column(name="b", type=pb.COLUMN_TYPE_TEXT, distinct_count=2),
         pb.Column(name="c", type=pb.COLUMN_TYPE_BOOLEAN, distinct_count=4),
@@ -202,7 +202,7 @@ def test_describes_the_arrays_of_an_archive(file: Path) -> None:
         minimum=-3,
         maximum=2,
         mean=0,
-        standard_deviation=np.std([1, -3, 2]),
+        standard_deviation=float(np.std([1, -3, 2])),
     )
     assert (n.dtype, n.distinct_count, n.minimum, n.maximum) == ("int64", 2, -2, -1)
     assert [t.type, s.type] == [pb.COLUMN_TYPE_TEXT] * 2

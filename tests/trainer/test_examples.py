@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes
+from tests.trainer.packs import as_zip
+from tests.trainer.packs import image as png
 from tests.trainer.specs import image, tabular
 
 
@@ -325,3 +328,83 @@ def test_refuses_a_network_too_large_for_the_rows(file: Path) -> None:
     with pytest.raises(FieldInvalidError) as refused:
         load_examples(parse_spec(message), file)
     assert refused.value.metadata["field"] == "training_job.spec.dense.hidden_units"
+
+
+WARDS = "ward,day,size,kind\n" + "".join(
+    f"w{row // 4},2024-01-{1 + row // 2:02},{row / 7},{['no', 'yes'][row % 2]}\n"
+    for row in range(40)
+)
+
+
+@pytest.mark.parametrize(
+    ("column", "method"),
+    [("ward", dataset_pb2.SPLIT_METHOD_GROUP), ("day", dataset_pb2.SPLIT_METHOD_TIME)],
+)
+def test_rows_are_divided_by_a_column_that_is_no_feature(
+    file: Path, column: str, method: Any
+) -> None:
+    file.write_text(WARDS)
+    spec = tabular(duplicates=pb.DUPLICATE_POLICY_KEEP)
+    spec.split.CopyFrom(pb.Split(method=method, column=column))
+    examples = load_examples(parse_spec(spec), file)
+    assert list(examples.inputs) == [name for name in ("ward", "day", "size") if name != column]
+    assert not examples.aside
+    rows = [line.split(",") for line in WARDS.splitlines()[1:]]
+    parts = [
+        {rows[index][0 if column == "ward" else 1] for index in part}
+        for part in (examples.split.train, examples.split.validation, examples.split.test)
+    ]
+    assert not parts[0] & parts[1] | parts[1] & parts[2] | parts[0] & parts[2]
+    if column == "day":
+        assert max(parts[0]) < min(parts[1]) <= max(parts[1]) < min(parts[2])
+
+
+def test_refuses_to_divide_by_what_is_not_there(file: Path) -> None:
+    file.write_text(WARDS)
+    spec = tabular()
+    spec.split.CopyFrom(pb.Split(method=dataset_pb2.SPLIT_METHOD_GROUP, column="bed"))
+    with pytest.raises(DatasetInvalidError) as error:
+        load_examples(parse_spec(spec), file)
+    assert error.value.metadata["problem"] == "MISSING_COLUMN"
+    images = image()
+    images.split.CopyFrom(spec.split)
+    with pytest.raises(FieldInvalidError) as refused:
+        parse_spec(images)
+    assert refused.value.metadata["field"] == "training_job.spec.split.column"
+
+
+@pytest.mark.parametrize(("column", "features"), [("ward", []), ("bed", []), ("size", ["day"])])
+def test_only_numbers_that_are_learned_from_are_clipped(
+    file: Path, column: str, features: list[str]
+) -> None:
+    with pytest.raises(FieldInvalidError) as error:
+        load_table(file, WARDS, clip={column: pb.Clip(lower=0)}, features=features)
+    field = f"training_job.spec.tabular_classification.clip[{column}]"
+    assert error.value.metadata["field"] == field
+
+
+def test_image_files_get_the_size_asked_for(file: Path) -> None:
+    file.write_bytes(as_zip({f"{n % 2}/{n}.png": png(size=(4 + n, 4), color=n) for n in range(8)}))
+    sizing = pb.ImageSizing(fit=pb.IMAGE_FIT_PAD, width=5, height=6)
+    examples = load_examples(parse_spec(image(sizing=sizing)), file)
+    assert examples.inputs["image"].shape == (8, 6, 5, 3)
+    assert classes(examples).labels == ("0", "1")
+    with pytest.raises(DatasetInvalidError) as error:
+        load_examples(parse_spec(image()), file)
+    assert error.value.metadata == {"problem": "WRONG_SHAPE", "row": "2", "array": "images"}
+
+
+@pytest.mark.parametrize(
+    ("sizing", "field"),
+    [
+        (pb.ImageSizing(width=5), "width"),
+        (pb.ImageSizing(fit=pb.IMAGE_FIT_CROP, width=5), "height"),
+        (pb.ImageSizing(fit=pb.IMAGE_FIT_CROP, width=5000, height=5), "width"),
+        (pb.ImageSizing(fit=9), "fit"),  # type: ignore[arg-type]
+    ],
+)
+def test_refuses_sizes_that_cannot_be(sizing: pb.ImageSizing, field: str) -> None:
+    with pytest.raises(FieldInvalidError) as error:
+        parse_spec(image(sizing=sizing))
+    place = f"training_job.spec.image_classification.sizing.{field}"
+    assert error.value.metadata["field"] == place

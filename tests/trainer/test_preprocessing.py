@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from onnx import helper
 
+from servery_trainer.clipping import Clip
 from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.imputation import median
 from servery_trainer.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
@@ -41,13 +42,17 @@ TABLES = npst.arrays(np.float32, SHAPES, elements=FLOATS)
 
 
 @settings(max_examples=60, deadline=None)
-@given(table=TABLES, gaps=st.data(), impute=st.booleans())
+@given(table=TABLES, gaps=st.data(), impute=st.booleans(), clip=st.booleans())
 def test_a_table_comes_out_equal_bit_for_bit(
     table: Any,
     gaps: st.DataObject,
     impute: bool,
+    clip: bool,
 ) -> None:
-    preprocessing = TablePreprocessing.fit(columns(table), fill=median if impute else None)
+    held = {"column 0": Clip(lower_quantile=0.2, upper_quantile=0.7), "column 1": Clip(lower=3)}
+    preprocessing = TablePreprocessing.fit(
+        columns(table), fill=median if impute else None, clip=held if clip else None
+    )
     missing = gaps.draw(npst.arrays(np.bool_, table.shape))
     served = columns(np.where(missing, np.float32(np.nan), table))
     np.testing.assert_array_equal(run_graph(preprocessing, served), preprocessing.apply(served))
@@ -66,6 +71,19 @@ def test_images_come_out_equal_bit_for_bit(images: Any) -> None:
     preprocessing = ImagePreprocessing.fit(images)
     inputs = {"image": images}
     np.testing.assert_array_equal(run_graph(preprocessing, inputs), preprocessing.apply(inputs))
+
+
+def test_values_are_held_between_the_ends_before_anything_else() -> None:
+    table = np.array([[1, 1], [2, 2], [3, 3], [4, 4], [99, np.nan]], np.float32)
+    clip = {"column 0": Clip(upper=4, lower_quantile=0.25)}
+    preprocessing = TablePreprocessing.fit(columns(table), fill=median, clip=clip)
+    assert preprocessing.means.tolist() == [3.0, 2.5]
+    served = np.array([[-7, -7], [np.inf, 99], [2, 4], [np.nan, np.nan]], np.float32)
+    features = run_graph(preprocessing, columns(served))
+    np.testing.assert_array_equal(features, preprocessing.apply(columns(served)))
+    low, high = features[2, 0], preprocessing.apply(columns(table))[3, 0]
+    assert features[:2, 0].tolist() == [low, high]
+    assert features[1, 1] > features[2, 1]  # the other column is as it comes
 
 
 def test_columns_are_standardised_one_by_one() -> None:

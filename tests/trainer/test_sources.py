@@ -69,7 +69,13 @@ def test_penguins_are_the_same_in_every_format(format: Any, write: Write, tmp_pa
         np.testing.assert_array_equal(other.inputs[name], values)
     listed = {column.name: column for column in inspect(path, format).columns}
     for column in inspect(PENGUINS, CSV).columns:
-        assert listed[column.name] == column
+        same = listed[column.name]
+        assert same.mean == pytest.approx(column.mean)  # blocks are of another size
+        assert same.standard_deviation == pytest.approx(column.standard_deviation)
+        for field in ("mean", "standard_deviation"):
+            same.ClearField(field)
+            column.ClearField(field)
+        assert same == column
 
 
 def test_times_of_parquet_are_dates(tmp_path: Path) -> None:

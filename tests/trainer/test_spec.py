@@ -15,7 +15,7 @@ from tests.trainer.specs import MODEL, image, tabular
 def test_fills_in_the_defaults_of_the_contract() -> None:
     spec = parse_spec(tabular())
     assert spec.family == Dense(hidden_units=(64, 32), dropout=0.1)
-    assert (spec.validation_fraction, spec.test_fraction) == (0.15, 0.15)
+    assert (spec.split.validation_fraction, spec.split.test_fraction) == (0.15, 0.15)
     training = spec.training
     assert (training.max_epochs, training.batch_size, training.learning_rate) == (40, 32, 0.001)
     assert (training.early_stopping_patience, training.seed) == (6, 0)

@@ -14,6 +14,7 @@ from servery_trainer.examples import Examples
 from servery_trainer.hyperparameters import Training
 from servery_trainer.networks import Dense
 from servery_trainer.preprocessing import TablePreprocessing
+from servery_trainer.split import split_rows
 from servery_trainer.targets import Classes
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
@@ -39,6 +40,7 @@ def examples(rows: int = 90) -> Examples:
         types={},
         inputs={"x": points[:, :1], "y": points[:, 1:]},
         target=Classes(values=codes, labels=("near", "far")),
+        split=split_rows(codes, validation_fraction=0.2, test_fraction=0.2, seed=0),
         row_numbers_B=np.arange(1, rows + 1),
         total=rows,
         dropped_missing=0,

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2, training_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
+from servery_rpc.errors import FieldInvalidError
+from servery_trainer import sources
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
 from servery_trainer.fitting import most_features
 from servery_trainer.label_sets import LabelColumnsReader, LabelListReader
@@ -24,7 +26,8 @@ from servery_trainer.rows import (
     read_table,
 )
 from servery_trainer.sizes import check_size
-from servery_trainer.spec import Spec
+from servery_trainer.spec import ROOT, Spec
+from servery_trainer.split import Split
 from servery_trainer.targets import ClassReader, Target, TargetReader
 from servery_trainer.tasks import Aim, Goal, ImageTask, TabularTask, TextTask
 from servery_trainer.texts import FIRST_WORD
@@ -45,6 +48,9 @@ class Examples:
 
     target: Target
     """See `Rows`."""
+
+    split: Split
+    """How the rows are divided."""
 
     aside: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
     """See `Rows`."""
@@ -80,16 +86,18 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         DatasetInvalidError: The data cannot be used as asked.
         FieldInvalidError: The network would be too large for rows of this shape.
     """
+    aside = _aside(spec)
     match spec.task:
         case TabularTask() as task:
             rows = read_table(
-                task.features, _reader(task.aim), task.column_types, path, task.slice_columns
+                _features(spec, task, path), _reader(task.aim), task.column_types, path, aside
             )
+            _check_clip(task, rows)
             total = len(rows.numbers_B)
             rows = _without_missing(rows, task.missing)
         case TextTask() as task:
             types = {task.text: dataset_pb2.COLUMN_TYPE_TEXT}
-            rows = read_table((task.text,), _reader(task.aim), types, path, task.slice_columns)
+            rows = read_table((task.text,), _reader(task.aim), types, path, aside)
             total = len(rows.numbers_B)
             rows = _without_missing(rows, task.missing)
         case ImageTask() as task:
@@ -111,13 +119,43 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         inputs=rows.inputs,
         types=rows.types,
         target=rows.target,
-        aside=rows.aside,
+        split=spec.split.divide(
+            rows.target.strata_B,
+            rows.aside.get(spec.split.column),
+            rows.numbers_B,
+            spec.training.seed,
+        ),
+        aside={name: rows.aside[name] for name in _slices(spec)},
         row_numbers_B=rows.numbers_B,
         total=total,
         dropped_missing=dropped_missing,
         dropped_duplicates=0 if kept else repeated,
         kept_duplicates=repeated if kept else 0,
     )
+
+
+def _features(spec: Spec, task: TabularTask, path: Path) -> tuple[str, ...]:
+    """Return those that are named, or else all columns that serve nothing else."""
+    if task.features or not spec.split.column:
+        return task.features
+    others = {*task.aim.columns, spec.split.column}
+    return tuple(name for name in sources.read_header(path) if name not in others)
+
+
+def _slices(spec: Spec) -> tuple[str, ...]:
+    return () if isinstance(spec.task, ImageTask) else spec.task.slice_columns
+
+
+def _aside(spec: Spec) -> tuple[str, ...]:
+    divided_by = (spec.split.column,) if spec.split.column else ()
+    return tuple(dict.fromkeys((*_slices(spec), *divided_by)))
+
+
+def _check_clip(task: TabularTask, rows: Rows) -> None:
+    for name in task.clip:
+        if rows.types.get(name) != dataset_pb2.COLUMN_TYPE_NUMERIC:
+            place = f"{ROOT}.{task.name}.clip[{name}]"
+            raise FieldInvalidError(place, name, "be a feature that is NUMERIC")
 
 
 def _reader(aim: Aim) -> TargetReader:

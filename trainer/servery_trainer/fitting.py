@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
+from servery_trainer.clipping import Clip
 from servery_trainer.encoders import MAX_CATEGORIES, CategoryEncoder, DateEncoder
 from servery_trainer.imputation import Imputation
 from servery_trainer.networks import Dense, Family
@@ -40,7 +41,8 @@ def fit_preprocessing(
             no word that occurs twice.
     """
     if isinstance(spec.task, TabularTask):
-        return fit_columns(types, train, Imputation.of(spec.task.missing, spec.task.fill))
+        imputation = Imputation.of(spec.task.missing, spec.task.fill)
+        return fit_columns(types, train, imputation, spec.task.clip)
     if isinstance(spec.task, TextTask):
         return fit_text(spec.task, spec.family, train)
     return ImagePreprocessing.fit(train[IMAGE_INPUT])
@@ -72,13 +74,14 @@ def fit_columns(
     types: Mapping[str, ColumnType.ValueType],
     train: Mapping[str, NDArray[Any]],
     imputation: Imputation | None,
+    clip: Mapping[str, Clip] | None = None,
 ) -> Preprocessing:
     """Fit the preprocessing of a table; see `fit_preprocessing`."""
     parts: list[Preprocessing] = []
     numbers = {name: values for name, values in train.items() if values.dtype != np.object_}
     if numbers:
         fill = imputation.number if imputation else None
-        parts.append(TablePreprocessing.fit(numbers, fill=fill))
+        parts.append(TablePreprocessing.fit(numbers, fill=fill, clip=clip))
     for name in train:
         if name in numbers:
             continue

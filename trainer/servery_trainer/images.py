@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from servery.trainer.v1 import training_pb2
+from servery_rpc.errors import FieldInvalidError
 from servery_trainer.archives import ArrayHeader
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.fields import known
 from servery_trainer.folders import labelled
 from servery_trainer.members import MAX_DECODED_BYTES, Member
 
@@ -25,6 +27,9 @@ IMAGES: Final = "images"
 LABELS: Final = "labels"
 MAX_PIXELS: Final = 50_000_000
 """Of one image."""
+
+MAX_SIZE: Final = 4096
+"""Pixels along an axis of the images that are learned from."""
 
 _MAX_FILE_BYTES: Final = 64 << 20
 _PIXEL_RATIO: Final = 1000
@@ -46,6 +51,28 @@ class Sizing:
     """Pixels; 0 with REFUSE."""
     height: int = 0
     """Pixels; 0 with REFUSE."""
+
+    @classmethod
+    def parse(cls, message: training_pb2.ImageSizing, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A size is out of its range, missing, or not asked for.
+        """
+        fit = training_pb2.ImageFit.ValueType(
+            known(message.fit, training_pb2.ImageFit, f"{path}.fit")
+        )
+        refuse = fit == training_pb2.IMAGE_FIT_REFUSE
+        sizes = {"width": message.width, "height": message.height}
+        for name, size in sizes.items():
+            if not (size == 0 if refuse else 1 <= size <= MAX_SIZE):
+                rule = "be 0 where no fit is asked for" if refuse else f"be 1 to {MAX_SIZE}"
+                raise FieldInvalidError(f"{path}.{name}", size, rule)
+        return cls(fit=fit, **sizes)
+
+    def to_proto(self) -> training_pb2.ImageSizing:
+        """Render it; `parse` gives an equal value back."""
+        return training_pb2.ImageSizing(fit=self.fit, width=self.width, height=self.height)
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Return the image in the size asked for; unchanged with REFUSE."""

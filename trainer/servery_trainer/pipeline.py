@@ -15,13 +15,16 @@ from servery.trainer.v1 import training_pb2
 from servery_trainer import bundle, export, families, parity, plots, problems, training
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore, digest
+from servery_trainer.cleaning import count_clipped, count_imputed
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
+from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.slices import by_slice
 from servery_trainer.spec import Spec
-from servery_trainer.split import Split, split_rows
+from servery_trainer.split import Split
+from servery_trainer.tasks import TabularTask
 from servery_trainer.variants import Proof, Variant, optimize
 
 _PARITY_ROWS: Final = 1024
@@ -61,12 +64,7 @@ def run(
     report(_phase(training_pb2.PHASE_PREPARING, spec))
     examples = load_examples(spec, dataset)
     target = examples.target
-    split = split_rows(
-        target.strata_B,
-        validation_fraction=spec.validation_fraction,
-        test_fraction=spec.test_fraction,
-        seed=spec.training.seed,
-    )
+    split = examples.split
     preprocessing = fit_preprocessing(spec, examples.types, examples.take(split.train))
     head, objective = problems.pose(target, split.train, spec.training)
 
@@ -121,7 +119,7 @@ def run(
             "metrics.json": bundle.metrics(findings, len(truth), slices, proven, importances),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
-            "lineage.json": _lineage(spec, examples, split, weights_sha256),
+            "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256),
         },
         {"curves.png": plots.curves(epochs, objective.figure), **findings.pictures},
     )
@@ -188,7 +186,10 @@ def _row_counts(examples: Examples, split: Split) -> training_pb2.RowCounts:
     )
 
 
-def _lineage(spec: Spec, examples: Examples, split: Split, weights_sha256: str) -> Any:
+def _lineage(
+    spec: Spec, examples: Examples, preprocessing: Preprocessing, weights_sha256: str
+) -> Any:
+    tabular, split = isinstance(spec.task, TabularTask), examples.split
     return {
         "dataset": str(spec.dataset),
         "spec": json_format.MessageToDict(spec.to_proto()),
@@ -199,6 +200,10 @@ def _lineage(spec: Spec, examples: Examples, split: Split, weights_sha256: str) 
             "dropped_missing": examples.dropped_missing,
             "dropped_duplicates": examples.dropped_duplicates,
             "kept_duplicates": examples.kept_duplicates,
+        },
+        "values": {
+            "imputed": count_imputed(examples.inputs) if tabular else {},
+            "clipped": count_clipped(preprocessing, examples.inputs),
         },
         "split": {
             name: {"row_count": len(rows), "sha256": _digest(examples.row_numbers_B[rows])}

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from servery_trainer.clipping import Clip
 from servery_trainer.rows import IMAGE_INPUT
 
 FloatArray = NDArray[np.float32]
@@ -60,9 +61,14 @@ class Preprocessing(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePreprocessing:
-    """Fills in what is missing where asked, then standardises each column of numbers."""
+    """Holds columns of numbers within bounds, fills in what is missing, and standardises them.
+
+    The first two only where asked.
+    """
 
     columns: tuple[str, ...]
+    bounds: tuple[FloatArray, FloatArray] | None
+    """Smallest and largest value, by column, [F] each. None: whatever comes."""
     fills: FloatArray | None
     """What a missing value becomes, by column, [F]. None: it stays NaN."""
     means: FloatArray
@@ -71,19 +77,31 @@ class TablePreprocessing:
     """Standard deviation of each column, [F]; 1 for a constant one."""
 
     @classmethod
-    def fit(cls, train: Mapping[str, NDArray[np.float32]], *, fill: NumberFill | None) -> Self:
+    def fit(
+        cls,
+        train: Mapping[str, NDArray[np.float32]],
+        *,
+        fill: NumberFill | None,
+        clip: Mapping[str, Clip] | None = None,
+    ) -> Self:
         """Fit each column [B, 1].
 
         Args:
             train: The columns of the training part, at least one row.
             fill: What to put in for missing values. None: nothing.
+            clip: Between which values some columns are held.
 
         Raises:
-            DatasetInvalidError: `fill` needs a value, and a column has none.
+            DatasetInvalidError: `fill` or `clip` needs a value, and a column has none.
         """
         fills, means, deviations = [], [], []
+        lows, highs = [], []
         for name, column in train.items():
             values = column[:, 0]
+            low, high = (clip or {}).get(name, Clip()).fit(name, values)
+            lows.append(low)
+            highs.append(high)
+            values = _held(values, low, high)
             if fill:
                 fills.append(fill(name, values))
                 values = np.where(np.isnan(values), fills[-1], values)
@@ -92,6 +110,7 @@ class TablePreprocessing:
             deviations.append(deviation)
         return cls(
             columns=tuple(train),
+            bounds=(np.array(lows, np.float32), np.array(highs, np.float32)) if clip else None,
             fills=np.array(fills, np.float32) if fill else None,
             means=np.array(means, np.float32),
             deviations=np.array(deviations, np.float32),
@@ -105,6 +124,8 @@ class TablePreprocessing:
     def apply(self, inputs: Mapping[str, NDArray[Any]]) -> FloatArray:
         """See `Preprocessing`."""
         values_BF = np.concatenate([inputs[name] for name in self.columns], axis=1)
+        if self.bounds is not None:
+            values_BF = _held(values_BF, *self.bounds)
         if self.fills is not None:
             values_BF = np.where(np.isnan(values_BF), self.fills, values_BF)
         with np.errstate(over="ignore"):
@@ -116,15 +137,24 @@ class TablePreprocessing:
         nodes = [helper.make_node("Concat", list(self.columns), [names["table"]], axis=1)]
         constants = {f"{prefix}means": self.means, f"{prefix}deviations": self.deviations}
         filled = names["table"]
+        if self.bounds is not None:
+            constants |= {f"{prefix}low": self.bounds[0], f"{prefix}high": self.bounds[1]}
+            for end, outside in (("low", "Less"), ("high", "Greater")):
+                held, hit, bound = f"{prefix}held_{end}", f"{prefix}{outside}", f"{prefix}{end}"
+                nodes += [
+                    helper.make_node(outside, [filled, bound], [hit]),
+                    helper.make_node("Where", [hit, bound, filled], [held]),
+                ]
+                filled = held
         if self.fills is not None:
             constants[f"{prefix}fills"] = self.fills
-            filled = names["filled"]
             nodes += [
-                helper.make_node("IsNaN", [names["table"]], [names["missing"]]),
+                helper.make_node("IsNaN", [filled], [names["missing"]]),
                 helper.make_node(
-                    "Where", [names["missing"], f"{prefix}fills", names["table"]], [filled]
+                    "Where", [names["missing"], f"{prefix}fills", filled], [names["filled"]]
                 ),
             ]
+            filled = names["filled"]
         nodes += _standardise(filled, names["centred"], features, prefix)
         return GraphPart(
             inputs=[_float_input(name) for name in self.columns],
@@ -187,6 +217,12 @@ def _standardise(values: str, centred: str, features: str, prefix: str) -> list[
         helper.make_node("Sub", [values, f"{prefix}means"], [centred]),
         helper.make_node("Div", [centred, f"{prefix}deviations"], [features]),
     ]
+
+
+def _held(values: NDArray[Any], low: Any, high: Any) -> NDArray[Any]:
+    """Hold values between bounds; NaN stays, as in the graph."""
+    values = np.where(values < low, low, values)
+    return np.where(values > high, high, values)
 
 
 def _float_input(name: str) -> onnx.ValueInfoProto:

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
-from servery_trainer import archives, columns, sources, tables
+from servery_trainer import columns, sources, tables
+from servery_trainer.archives import ArrayHeader
+from servery_trainer.arrays import open_arrays
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
 from servery_trainer.targets import Classes, Place, Target, TargetReader
 from servery_trainer.tasks import ImageTask
@@ -173,13 +175,13 @@ def are_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def read_images(task: ImageTask, path: Path) -> Rows:
-    """Read the images and the classes of an NPZ file.
+    """Read the images and the classes of a file of arrays.
 
     Raises:
         DatasetInvalidError: An array is missing, of a wrong shape or dtype, or holds NaN; or a row
             has no class.
     """
-    with archives.open_archive(path) as archive:
+    with open_arrays(path, task.sizing) as archive:
         _check_arrays(task, archive.headers)
         images, classes = archive.load(task.images), archive.load(task.labels)
     if images.dtype.kind == "f":
@@ -204,7 +206,7 @@ def read_images(task: ImageTask, path: Path) -> Rows:
     )
 
 
-def _check_arrays(task: ImageTask, headers: Mapping[str, archives.ArrayHeader]) -> None:
+def _check_arrays(task: ImageTask, headers: Mapping[str, ArrayHeader]) -> None:
     for name in (task.images, task.labels):
         if name not in headers:
             known = ", ".join(headers)

@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
 from servery_trainer.hyperparameters import Optimization, Training
 from servery_trainer.networks import Family, parse_family
+from servery_trainer.split import SplitPolicy
 from servery_trainer.tasks import Goal, ImageTask, Task, parse_task
 
 ROOT: Final = "training_job.spec"
@@ -21,8 +22,7 @@ class Spec:
     dataset: DatasetName
     task: Task
     family: Family
-    validation_fraction: float
-    test_fraction: float
+    split: SplitPolicy
     training: Training
     optimization: Optimization
     model: ModelName
@@ -32,9 +32,7 @@ class Spec:
         """Render it with every default written out; `parse_spec` gives an equal spec back."""
         spec = training_pb2.TrainingSpec(
             dataset=str(self.dataset),
-            split=training_pb2.Split(
-                validation_fraction=self.validation_fraction, test_fraction=self.test_fraction
-            ),
+            split=self.split.to_proto(),
             training=self.training.to_proto(),
             optimization=self.optimization.to_proto(),
             publication=training_pb2.Publication(
@@ -56,11 +54,10 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     dataset = DatasetName.parse(spec.dataset, f"{ROOT}.dataset")
     task = parse_task(spec, ROOT)
     model, alias = _publication(spec.publication)
-    validation = _fraction(spec.split, "validation_fraction")
-    test = _fraction(spec.split, "test_fraction")
-    if validation + test >= 1:
-        rule = "leave rows to train on: both fractions together must be below 1"
-        raise FieldInvalidError(f"{ROOT}.split.test_fraction", test, rule)
+    split = SplitPolicy.parse(spec.split, f"{ROOT}.split")
+    if split.column and isinstance(task, ImageTask):
+        rule = "be empty: images have no columns"
+        raise FieldInvalidError(f"{ROOT}.split.column", split.column, rule)
     training = Training.parse(spec.training, f"{ROOT}.training")
     balanced = training.class_weights == training_pb2.CLASS_WEIGHTS_BALANCED
     if balanced and not isinstance(task, ImageTask) and task.aim.goal is Goal.NUMBER:
@@ -70,8 +67,7 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         dataset=dataset,
         task=task,
         family=parse_family(spec, task, ROOT),
-        validation_fraction=validation,
-        test_fraction=test,
+        split=split,
         training=training,
         optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
         model=model,
@@ -87,12 +83,3 @@ def _publication(publication: training_pb2.Publication) -> tuple[ModelName, Alia
     if not re.fullmatch(ALIAS, publication.alias):
         raise FieldInvalidError(f"{path}.alias", publication.alias, f"match {ALIAS}")
     return model, AliasName(model, publication.alias)
-
-
-def _fraction(
-    split: training_pb2.Split, name: Literal["validation_fraction", "test_fraction"]
-) -> float:
-    fraction: float = getattr(split, name) if split.HasField(name) else 0.15
-    if not 0 < fraction <= 0.5:
-        raise FieldInvalidError(f"{ROOT}.split.{name}", fraction, "be over 0 and at most 0.5")
-    return fraction

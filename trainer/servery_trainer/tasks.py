@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Final, Self
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
-from servery_trainer import sources
+from servery_trainer import arrays, sources
+from servery_trainer.clipping import Clip, parse_clips
 from servery_trainer.columns import is_date
 from servery_trainer.fields import count, known
+from servery_trainer.images import NATIVE, Sizing
 
 MISSING_CATEGORY = "missing"
 """What a missing text becomes by default, where it is to be a category of its own."""
@@ -107,6 +109,8 @@ class TabularTask:
     column_types: Mapping[str, dataset_pb2.ColumnType.ValueType] = field(default_factory=dict)
     """Of the columns that are to be what they do not look like."""
     fill: Fill = Fill()
+    clip: Mapping[str, Clip] = field(default_factory=dict)
+    """Between which values features are held."""
     slice_columns: tuple[str, ...] = ()
 
     dataset_formats: ClassVar = sources.FORMATS
@@ -127,6 +131,10 @@ class TabularTask:
             known(task.column_types[column], dataset_pb2.ColumnType, place)
             if not task.column_types[column]:
                 raise FieldInvalidError(place, 0, "be a type of column")
+        clip = parse_clips(task.clip, f"{path}.clip")
+        for column in clip:
+            if column in aim.columns or (features and column not in features):
+                raise FieldInvalidError(f"{path}.clip[{column}]", column, "be one of the features")
         return cls(
             aim=aim,
             features=features,
@@ -134,6 +142,7 @@ class TabularTask:
             duplicates=_duplicates(task.duplicates, path),
             column_types=dict(task.column_types),
             fill=Fill.parse(task.fill, f"{path}.fill"),
+            clip=clip,
             slice_columns=_columns(task.slice_columns, aim.columns, f"{path}.slice_columns"),
         )
 
@@ -151,6 +160,7 @@ class TabularTask:
             duplicates=self.duplicates,
             column_types=self.column_types,
             fill=self.fill.to_proto(),
+            clip={name: clip.to_proto() for name, clip in self.clip.items()},
             slice_columns=self.slice_columns,
         )
 
@@ -162,9 +172,10 @@ class ImageTask:
     images: str
     labels: str
     duplicates: pb.DuplicatePolicy.ValueType
+    sizing: Sizing = NATIVE
 
     name: ClassVar = "image_classification"
-    dataset_formats: ClassVar = frozenset({dataset_pb2.DATASET_FORMAT_NPZ})
+    dataset_formats: ClassVar = arrays.FORMATS
 
     @classmethod
     def parse(cls, task: pb.ImageClassification, path: str) -> Self:
@@ -176,13 +187,20 @@ class ImageTask:
         images, labels = task.images or "images", task.labels or "labels"
         if images == labels:
             raise FieldInvalidError(f"{path}.labels", labels, "be another array than the images")
-        duplicates = _duplicates(task.duplicates, path)
-        return cls(images=images, labels=labels, duplicates=duplicates)
+        return cls(
+            images=images,
+            labels=labels,
+            duplicates=_duplicates(task.duplicates, path),
+            sizing=Sizing.parse(task.sizing, f"{path}.sizing"),
+        )
 
     def to_proto(self) -> pb.ImageClassification:
         """Render it; `parse` gives an equal value back."""
         return pb.ImageClassification(
-            images=self.images, labels=self.labels, duplicates=self.duplicates
+            images=self.images,
+            labels=self.labels,
+            duplicates=self.duplicates,
+            sizing=self.sizing.to_proto(),
         )
 
 

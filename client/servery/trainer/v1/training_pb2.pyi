@@ -517,19 +517,19 @@ class TrainingSpec(_message.Message):
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
     @_builtins.property
     def tabular_classification(self) -> Global___TabularClassification:
-        """Rows of a table with a class each, from a dataset in CSV, Parquet or JSON Lines."""
+        """Rows of a table with a class each, from a dataset in CSV, Parquet, JSON Lines or TEXTS."""
 
     @_builtins.property
     def image_classification(self) -> Global___ImageClassification:
-        """Images with a class each, from an NPZ dataset."""
+        """Images with a class each, from a dataset in NPZ, IDX or IMAGES."""
 
     @_builtins.property
     def text_classification(self) -> Global___TextClassification:
-        """Texts with a class each, from a dataset in CSV, Parquet or JSON Lines."""
+        """Texts with a class each, from a dataset in CSV, Parquet, JSON Lines or TEXTS."""
 
     @_builtins.property
     def tabular_regression(self) -> Global___TabularRegression:
-        """Rows of a table with a number each, from a dataset in CSV, Parquet or JSON Lines."""
+        """Rows of a table with a number each, from a dataset in CSV, Parquet, JSON Lines or TEXTS."""
 
     @_builtins.property
     def tabular_multi_label(self) -> Global___TabularMultiLabel:
@@ -1466,7 +1466,9 @@ class Split(_message.Message):
     method: _dataset_pb2.SplitMethod.ValueType
     """By what rows are divided; GROUP and TIME need a table."""
     column: _builtins.str
-    """The column by which GROUP or TIME divides; it may be a feature or not. No row may lack a value."""
+    """The column by which GROUP or TIME divides; a feature only if it is named among them. No row may
+    lack a value.
+    """
     seed: _builtins.int
     """Seed of the division. Unset: that of the training."""
     def __init__(
