@@ -20,6 +20,9 @@ FORMATS: Final = {
 }
 """File name suffix to the format it means; archives (`ARCHIVES`) are looked into."""
 
+ARRAYS: Final = frozenset({pb.DATASET_FORMAT_NPZ, pb.DATASET_FORMAT_IDX, pb.DATASET_FORMAT_IMAGES})
+"""Formats of arrays; all others are tables."""
+
 ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz")
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg")

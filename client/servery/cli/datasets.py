@@ -1,13 +1,12 @@
 """`servery datasets`: upload files, see what is in them and what is wrong with them."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from servery.cli.output import Format, Output, as_dict, out, print_json, print_table, short, when
-from servery.cli.schema import column_types
+from servery.cli.schema import SplitBy, column_types, ranges
 from servery.cli.session import connect
 from servery.trainer.v1 import dataset_pb2 as pb
 
@@ -20,14 +19,6 @@ Types = Annotated[
     ),
 ]
 Dataset = Annotated[str, typer.Argument(help="Id of the dataset, or how it begins.")]
-
-
-class Split(StrEnum):
-    """By what rows are divided."""
-
-    STRATIFIED = "stratified"
-    GROUP = "group"
-    TIME = "time"
 
 
 @app.command()
@@ -93,13 +84,13 @@ def validate(
         str, typer.Option(help="Columns to learn from, by commas; default: all others.")
     ] = "",
     types: Types = None,
-    ranges: Annotated[
+    bounds: Annotated[
         list[str] | None,
         typer.Option(
             "--range", help="COLUMN=MIN:MAX its numbers are to be in, either may lack; repeatable."
         ),
     ] = None,
-    split: Annotated[Split, typer.Option(help="How rows will be divided.")] = Split.STRATIFIED,
+    split: Annotated[SplitBy, typer.Option(help="How rows will be divided.")] = SplitBy.STRATIFIED,
     split_column: Annotated[
         str, typer.Option(help="Column of the groups or times; or of times to look out for.")
     ] = "",
@@ -113,8 +104,8 @@ def validate(
             target=target,
             features=features.split(",") if features else [],
             column_types=column_types(types),
-            ranges=dict(map(_range, ranges or ())),
-            split_method=pb.SplitMethod.Value(f"SPLIT_METHOD_{split.name}"),
+            ranges=ranges(bounds),
+            split_method=split.method,
             split_column=split_column,
             seed=seed,
         )
@@ -177,15 +168,3 @@ def _print_findings(report: pb.ValidateDatasetResponse) -> None:
         ),
     )
     out.print(f"{len(report.findings)} findings in {report.row_count:,} rows")
-
-
-def _range(option: str) -> tuple[str, pb.Range]:
-    column, _, bounds = option.rpartition("=")
-    low, separator, high = bounds.partition(":")
-    try:
-        if not column or not separator:
-            raise ValueError
-        ends = {"minimum": float(low) if low else None, "maximum": float(high) if high else None}
-    except ValueError:
-        raise typer.BadParameter(f"--range {option}: give COLUMN=MIN:MAX") from None
-    return column, pb.Range(**ends)

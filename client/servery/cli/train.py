@@ -9,7 +9,9 @@ import typer
 from servery.cli.job_view import follow_job
 from servery.cli.jobs import priority_of
 from servery.cli.output import Format, Output, as_dict, err, out, print_json, short
+from servery.cli.schema import Fit, SplitBy, clips, column_types, sizing
 from servery.cli.session import connect
+from servery.packing import ARRAYS
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 
@@ -32,15 +34,6 @@ class Missing(StrEnum):
     IMPUTE_CONSTANT = "impute-constant"
 
 
-class ColumnKind(StrEnum):
-    """What a column is."""
-
-    NUMERIC = "numeric"
-    TEXT = "text"
-    BOOLEAN = "boolean"
-    DATE = "date"
-
-
 class Duplicates(StrEnum):
     """What to do with repeated rows."""
 
@@ -61,12 +54,12 @@ class Family(StrEnum):
 
 def train(
     context: typer.Context,
-    file: Annotated[
-        Path,
+    files: Annotated[
+        list[Path],
         typer.Argument(
             exists=True,
-            dir_okay=False,
-            help="A table (.csv, .jsonl, .parquet) or labelled images (.npz).",
+            help="A table (.csv, .jsonl, .parquet), labelled images (.npz), two IDX files, or a"
+            " folder or archive with images or texts in one folder per class.",
         ),
     ],
     model: Annotated[str, typer.Option(help="Id of the model to publish, such as churn.")],
@@ -97,6 +90,14 @@ def train(
         str | None, typer.Option(help="Learn from the words of this column, and no other.")
     ] = None,
     images: Annotated[str, typer.Option(help="Array with the images.")] = "images",
+    fit: Annotated[Fit | None, typer.Option(help="How image files get the --size.")] = None,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that image files get.")] = "",
+    clip: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=LOW:HIGH to hold numbers between; 1%:99% are quantiles."),
+    ] = None,
+    split: Annotated[SplitBy, typer.Option(help="How rows are divided.")] = SplitBy.STRATIFIED,
+    split_column: Annotated[str, typer.Option(help="Column of the groups or times.")] = "",
     missing: Annotated[Missing, typer.Option(help="Rows with an empty cell.")] = Missing.REFUSE,
     duplicates: Annotated[Duplicates, typer.Option(help="Repeated rows.")] = Duplicates.REFUSE,
     family: Annotated[
@@ -120,7 +121,7 @@ def train(
 ) -> None:
     """Upload a file, train a model on it, prove it, publish it and serve it."""
     with connect(context) as servery:
-        dataset = servery.datasets.upload(file)
+        dataset = servery.datasets.upload(*files)
         err.print(f"dataset {short(dataset.name)[:12]}: {dataset.row_count} rows", markup=False)
         spec = pb.TrainingSpec(
             dataset=dataset.name,
@@ -130,13 +131,16 @@ def train(
                 learning_rate=learning_rate,
                 seed=seed,
             ),
+            split=pb.Split(method=split.method, column=split_column),
             publication=pb.Publication(model=servery.models.name(model), alias=alias),
         )
         gaps = pb.MissingPolicy.Value(f"MISSING_POLICY_{missing.name}")
         repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
-        if dataset.format != dataset_pb2.DATASET_FORMAT_NPZ and target is None:
+        if dataset.format == dataset_pb2.DATASET_FORMAT_TEXTS:
+            target, text = target or "label", text or "text"
+        if dataset.format not in ARRAYS and target is None:
             raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
-        if dataset.format != dataset_pb2.DATASET_FORMAT_NPZ:
+        if dataset.format not in ARRAYS:
             rows = "tabular" if text is None else "text"
             message: Any = getattr(spec, f"{rows}_{task.name.lower()}")
             if task is Task.MULTI_LABEL:
@@ -149,8 +153,10 @@ def train(
             message.duplicates = repeated
             if text is None:
                 message.features.extend(features.split(",") if features else [])
-                for column, kind in map(_column_type, column_type or []):
+                for column, kind in column_types(column_type).items():
                     message.column_types[column] = kind
+                for column, ends in clips(clip).items():
+                    message.clip[column].CopyFrom(ends)
             else:
                 message.text = text
         elif task is not Task.CLASSIFICATION:
@@ -159,6 +165,7 @@ def train(
             spec.image_classification.images = images
             spec.image_classification.labels = target or ""
             spec.image_classification.duplicates = repeated
+            spec.image_classification.sizing.CopyFrom(sizing(fit, size))
         if family is not None:
             getattr(spec, family.value).SetInParent()
         terms = pb.TrainingJob(
@@ -175,11 +182,3 @@ def train(
         print_json(as_dict(job))
     else:
         out.print(f"follow it with: servery jobs watch {short(job.name)}")
-
-
-def _column_type(option: str) -> tuple[str, dataset_pb2.ColumnType.ValueType]:
-    column, _, kind = option.rpartition("=")
-    if not column or kind not in list(ColumnKind):
-        names = ", ".join(ColumnKind)
-        raise typer.BadParameter(f"--type {option}: give COLUMN=KIND, KIND one of {names}")
-    return column, dataset_pb2.ColumnType.Value(f"COLUMN_TYPE_{kind.upper()}")
