@@ -1,13 +1,15 @@
 """What one request to the inference process costs, beside what it cannot go below.
 
 Measures, in interleaved rounds and under the same load: the inference process on either transport
-with one model (a dense one, 784-128-10, or a convolution of a few milliseconds; FP32, one row), a
-bare grpc.aio server that answers with a constant of the same size, and `session.run` alone here, as
-many at a time as there are cores. Prints CPU microseconds per request of the serving process, user
-and system, and requests per second, as medians over the rounds. Only ratios within one run mean
+with one model (dense: 784-128-10; conv: a convolution of a few milliseconds; image and big: the
+mean of 600 KB and of 16 MB; FP32, one row), a bare server on either transport that answers with a
+constant of the same size, and `session.run` alone here, as many at a time as there are cores. The
+load (transport_load.py) comes from this process and keeps so many requests open over a number of
+connections. Prints CPU microseconds per request of the serving process, user and system, all
+threads, as the median over the rounds, and requests per second. Only ratios within one run mean
 anything.
 
-    python bench/inference_small.py [--model dense] [--rounds 5] [--requests 2000] [--concurrency 8]
+    python bench/inference_small.py [--model dense] [--concurrency 1 8 32] [--connections 1] [--tls]
 """
 
 from __future__ import annotations  # grpc's generics exist only in its stubs.
@@ -15,14 +17,19 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import argparse
 import asyncio
 import os
+import socket
+import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,88 +38,150 @@ import numpy as np
 import onnxruntime as ort
 import uvloop
 from onnx import TensorProto, helper, numpy_helper, save_model
+from transport_load import FIELDS, Load
+from transport_small import certificate
 
+import servery_h2
 from servery.inference.v1 import grpc_service_pb2 as pb
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 SIZES: Final = (784, 128, 10)
-SHAPES: Final = {"dense": (1, SIZES[0]), "conv": (1, 3, 64, 64)}
+SHAPES: Final = {
+    "dense": (1, SIZES[0]),
+    "conv": (1, 3, 64, 64),
+    "image": (1, 150_000),
+    "big": (1, 4_000_000),
+}
 CHANNELS: Final = 80
+ECHOES: Final = ("grpcio", "fast")
 TRANSPORTS: Final = ("grpcio", "fast")
+FLOOR: Final = "session.run"
+BASE: Final = "echo on grpcio"
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+MAX_MESSAGE_BYTES: Final = 64 << 20
+START_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is sent, and how."""
+
+    model: str
+    connections: int
+    seconds: float
+    """Of each load."""
+
+    tls: Path | None
+    """Folder with `cert.pem` and `key.pem`; None for plain text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=2000, help="of each server and round")
-    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each load")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--model", choices=SHAPES, default="dense")
-    parser.add_argument("--echo", metavar="SOCKET", help=argparse.SUPPRESS)
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--echo", nargs=2, metavar=("TRANSPORT", "ADDRESS"), help=argparse.SUPPRESS)
+    parser.add_argument("--tls-dir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.echo:
-        uvloop.run(echo(args.echo))
+        uvloop.run(echo(*args.echo, args.tls_dir))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), args.model, args.rounds, args.requests, args.concurrency))
+        tls = Path(folder) if args.tls else None
+        if tls:
+            certificate(tls)
+        case = Case(args.model, args.connections, args.seconds, tls)
+        uvloop.run(measure(Path(folder), case, args.rounds, args.concurrency))
     return 0
 
 
-async def measure(folder: Path, model: str, rounds: int, requests: int, concurrency: int) -> None:
+async def measure(folder: Path, case: Case, rounds: int, concurrency: Sequence[int]) -> None:
     """Run the rounds and print the table."""
-    graph = folder / "models" / model / "1" / "model.onnx"
+    graph = folder / "models" / case.model / "1" / "model.onnx"
     graph.parent.mkdir(parents=True)
-    {"dense": save_dense, "conv": save_conv}[model](graph)
+    save = {"dense": save_dense, "conv": save_conv}.get(case.model, partial(save_mean, case.model))
+    save(graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    addresses = {name: f"unix:{folder}/{name}.sock" for name in ("echo", *TRANSPORTS)}
-    costs: dict[str, list[float]] = {name: [] for name in ("session.run", *addresses)}
-    rates: dict[str, list[float]] = {name: [] for name in costs}
-    body = request_body(model)
-    with ExitStack() as servers:
-        pids = {"echo": servers.enter_context(running([__file__, "--echo", addresses["echo"]]))}
-        for name in TRANSPORTS:
-            command = [
-                *("-m", "servery_inference", "--model-repository", str(folder / "models")),
-                *("--listen", addresses[name], "--transport", name, "--log-level", "error"),
-            ]
-            pids[name] = servers.enter_context(running(command))
-            await until_answered(addresses[name], body)
-        for address in addresses.values():
-            await load(address, body, 200, concurrency)  # Warm.
+    costs: dict[tuple[str, int], list[float]] = defaultdict(list)
+    rates: dict[tuple[str, int], list[float]] = defaultdict(list)
+    body = request_body(case.model)
+    with ExitStack() as stack:
+        servers = {
+            name: (stack.enter_context(running(command)), port)
+            for name, (command, port) in commands(folder, case.tls).items()
+        }
+        for _, port in servers.values():
+            await until_answered(f"127.0.0.1:{port}", body, case.tls)
+            await load(case, port, body, concurrency[-1])  # Warm.
         for _ in range(rounds):
-            cost, rate = run_alone(session, SHAPES[model], requests)
-            costs["session.run"].append(cost)
-            rates["session.run"].append(rate)
-            for name, pid in pids.items():
-                before, start = cpu_s(pid), time.perf_counter()
-                await load(addresses[name], body, requests, concurrency)
-                rates[name].append(requests / (time.perf_counter() - start))
-                costs[name].append((cpu_s(pid) - before) / requests * 1e6)
-    medians = {name: statistics.median(values) for name, values in costs.items()}
-    speeds = {name: statistics.median(values) for name, values in rates.items()}
+            for at_once in concurrency:
+                cost, rate = run_alone(session, SHAPES[case.model], case.seconds)
+                costs[FLOOR, at_once].append(cost)
+                rates[FLOOR, at_once].append(rate)
+                for name, (pid, port) in servers.items():
+                    before = cpu_s(pid)
+                    done = await load(case, port, body, at_once)
+                    costs[name, at_once].append((cpu_s(pid) - before) / done * 1e6)
+                    rates[name, at_once].append(done / case.seconds)
     write(
-        f"{model}: {rounds} rounds of {requests} requests, concurrency {concurrency}, 1 row,"
-        f" intra-op 1, {os.cpu_count()} cores"
+        f"{case.model}: {rounds} rounds of {case.seconds} s, {case.connections} connections,"
+        f" {'TLS' if case.tls else 'plain'}, 1 row, intra-op 1, {os.cpu_count()} cores"
     )
-    write(f"{'':12} {'CPU µs/request':>15} {'min':>8} {'max':>8} {'÷ echo':>7} {'requests/s':>11}")
-    for name, values in costs.items():
-        write(
-            f"{name:12} {medians[name]:15.1f} {min(values):8.1f} {max(values):8.1f}"
-            f" {medians[name] / medians['echo']:7.2f} {speeds[name]:11.0f}"
-        )
-    own = medians["grpcio"] - medians["echo"] - medians["session.run"]
-    write(f"of inference on grpcio, neither transport nor model: {own:.1f} µs")
+    write(f"{'':16} at once {'CPU µs':>10} {'min':>8} {'max':>8} {'÷ echo':>6} {'req/s':>8}")
+    for at_once in concurrency:
+        base = statistics.median(costs[BASE, at_once])
+        for name in (FLOOR, *servers):
+            values, rate = costs[name, at_once], statistics.median(rates[name, at_once])
+            cost = statistics.median(values)
+            write(
+                f"{name:16} {at_once:7} {cost:10.1f} {min(values):8.1f} {max(values):8.1f}"
+                f" {cost / base:6.2f} {rate:8.0f}"
+            )
+
+
+def commands(folder: Path, tls: Path | None) -> dict[str, tuple[list[str], int]]:
+    """Return the arguments for Python, and the port, of each server."""
+    found = {}
+    for name in ECHOES:
+        port = free_port()
+        secured = ["--tls-dir", str(tls)] if tls else []
+        found[f"echo on {name}"] = ([__file__, "--echo", name, f"127.0.0.1:{port}", *secured], port)
     for name in TRANSPORTS:
-        share = speeds[name] / speeds["session.run"]
-        write(f"throughput of {name}, of that in process: {share:.0%}")
+        port = free_port()
+        secured = []
+        if tls:
+            secured = ["--tls-certificate", f"{tls}/cert.pem", "--tls-key", f"{tls}/key.pem"]
+        command = [
+            *("-m", "servery_inference", "--model-repository", str(folder / "models")),
+            *("--listen", f"127.0.0.1:{port}", "--transport", name, "--log-level", "error"),
+        ]
+        found[name] = [*command, *secured], port
+    return found
 
 
-async def until_answered(address: str, body: bytes) -> None:
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def until_answered(address: str, body: bytes, tls: Path | None) -> None:
     """Return once the model is loaded."""
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(60):
+    options = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+    if tls:
+        trusted = grpc.ssl_channel_credentials((tls / "cert.pem").read_bytes())
+        channel = grpc.aio.secure_channel(address, trusted, options)
+    else:
+        channel = grpc.aio.insecure_channel(address, options)
+    async with channel, asyncio.timeout(START_S):
         call: Any = channel.unary_unary(METHOD)
         while True:
             try:
@@ -124,21 +193,29 @@ async def until_answered(address: str, body: bytes) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def load(address: str, body: bytes, requests: int, concurrency: int) -> None:
-    """Send `body` `requests` times over one channel, `concurrency` at a time."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        await asyncio.wait_for(channel.channel_ready(), 30)
-        call: Any = channel.unary_unary(METHOD)
-        left = iter(range(requests))
+async def load(case: Case, port: int, body: bytes, concurrency: int) -> int:
+    """Keep `concurrency` requests open for a while; return how many were answered."""
+    loop = asyncio.get_running_loop()
+    tls = None
+    if case.tls:
+        tls = ssl.create_default_context(cafile=case.tls / "cert.pem")
+        tls.set_alpn_protocols(["h2"])
+    fields = [*FIELDS]
+    fields[2] = (":path", METHOD)
+    connections = min(case.connections, concurrency)
+    end = time.perf_counter() + case.seconds
+    loads = []
+    for _ in range(connections):
+        make = partial(Load, concurrency // connections, body, end, fields)
+        _, one = await loop.create_connection(make, "127.0.0.1", port, ssl=tls)
+        loads.append(one)
+    await asyncio.wait([one.done for one in loads], timeout=case.seconds + 10)
+    if failed := sum(one.failed for one in loads):
+        raise RuntimeError(f"{failed} requests failed")
+    return sum(len(one.latencies_s) for one in loads)
 
-        async def one_after_the_other() -> None:
-            for _ in left:
-                await call(body)
 
-        await asyncio.gather(*[one_after_the_other() for _ in range(concurrency)])
-
-
-async def echo(address: str) -> None:
+async def echo(transport: str, address: str, tls: Path | None) -> None:
     """Serve a constant answer at `address` with nothing around it."""
     answer = pb.ModelInferResponse(
         model_name="dense",
@@ -150,11 +227,25 @@ async def echo(address: str) -> None:
     async def infer(request: bytes, context: Any) -> bytes:  # noqa: ARG001  grpc's signature
         return answer
 
-    server = grpc.aio.server()
-    service, method = METHOD.strip("/").split("/")
-    handlers = {method: grpc.unary_unary_rpc_method_handler(infer)}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-    server.add_insecure_port(address)
+    server: Any
+    if transport == "fast":
+        limits = servery_h2.Limits(
+            max_receive_message_bytes=MAX_MESSAGE_BYTES, stream_window_bytes=MAX_MESSAGE_BYTES
+        )
+        server = servery_h2.Server(limits=limits)
+        server.add_raw_unary_handler(METHOD, lambda _, __: answer)
+    else:
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
+        service, method = METHOD.strip("/").split("/")
+        handlers = {method: grpc.unary_unary_rpc_method_handler(infer)}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    if tls is None:
+        server.add_insecure_port(address)
+    elif transport == "fast":
+        server.add_tls_port(address, servery_h2.TlsFiles(tls / "cert.pem", tls / "key.pem"))
+    else:
+        pair = (tls / "key.pem").read_bytes(), (tls / "cert.pem").read_bytes()
+        server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     await server.start()
     await server.wait_for_termination()
 
@@ -170,30 +261,29 @@ def request_body(model: str) -> bytes:
 
 
 def run_alone(
-    session: ort.InferenceSession, shape: Sequence[int], requests: int
+    session: ort.InferenceSession, shape: Sequence[int], seconds: float
 ) -> tuple[float, float]:
     """Return the CPU microseconds of one `session.run`, and how many a second all cores do."""
     feed = {"x": np.ones(shape, np.float32)}
     cores = len(os.sched_getaffinity(0))
+    end = time.perf_counter() + seconds
 
-    def share(_: int) -> None:
-        for _ in range(requests // cores):
+    def share(_: int) -> int:
+        done = 0
+        while time.perf_counter() < end:
             session.run(["y"], feed)
+            done += 1
+        return done
 
-    cpu, start = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
     with ThreadPoolExecutor(cores) as threads:
-        list(threads.map(share, range(cores)))
-    done = requests // cores * cores
-    return (
-        (time.process_time() - cpu) / done * 1e6,
-        done / (time.perf_counter() - start),
-    )
+        done = sum(threads.map(share, range(cores)))
+    return (time.process_time() - cpu) / done * 1e6, done / seconds
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds, user and system, that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    """Return the CPU seconds, user and system, that a process and its threads have used."""
+    return time.clock_gettime(~pid << 3 | 2)  # Its clock, as clock_getcpuclockid(3) makes it.
 
 
 @contextmanager
@@ -248,6 +338,18 @@ def save_conv(path: Path) -> None:
     ]
     graph = helper.make_graph(nodes, "conv", tensors[:1], tensors[1:], weights)
     opsets = [helper.make_opsetid("", 18)]
+    save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+
+def save_mean(model: str, path: Path) -> None:
+    """Write the model: the mean of each row."""
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[1])
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", SHAPES[model][1]), ("y", 1))
+    ]
+    graph = helper.make_graph([node], model, tensors[:1], tensors[1:])
+    opsets = [helper.make_opsetid("", 17)]
     save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
 
 

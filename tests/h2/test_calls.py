@@ -13,7 +13,7 @@ from google.rpc import code_pb2, error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from servery_h2 import Limits, Server, StatusError
+from servery_h2 import Limits, RawOutcome, Server, StatusError, Stream, hand_over
 from tests.h2 import interop
 from tests.h2.conftest import Serving, Start
 from tests.h2.wire import method
@@ -371,3 +371,34 @@ class calling:  # noqa: N801 (reads as the context manager it is)
 
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close()
+
+
+async def test_raw_handlers_may_leave_calls_to_the_ordinary_one() -> None:
+    server = Server()
+
+    def choose(message: bytes, stream: Stream) -> bytes | RawOutcome:
+        if message == b"later":
+            asyncio.get_running_loop().call_soon(stream.reply, b"raw, later")
+        elif message == b"over":
+            asyncio.get_running_loop().call_soon(hand_over, stream, message)
+        else:
+            return b"raw" if message == b"raw" else RawOutcome.ORDINARY
+        return RawOutcome.LATER
+
+    async def ordinary(message: bytes, context: Any) -> bytes:
+        context.set_trailing_metadata((("x-by", "ordinary"),))
+        return b"ordinary " + message
+
+    handlers = {"Both": grpc.unary_unary_rpc_method_handler(ordinary)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("raw", handlers)])
+    server.add_raw_unary_handler("/raw/Both", choose)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = method(channel, "/raw/Both")
+            asked = (b"raw", b"later", b"over", b"other")
+            got = [await call(message, timeout=5) for message in asked]
+    finally:
+        await server.stop(0)
+    assert got == [b"raw", b"raw, later", b"ordinary over", b"ordinary other"]

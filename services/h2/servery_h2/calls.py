@@ -13,7 +13,7 @@ import grpc
 
 from servery_h2.context import CallContext
 from servery_h2.faults import StatusError
-from servery_h2.methods import Method
+from servery_h2.methods import Method, RawOutcome
 from servery_h2.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,15 @@ def start_unary(stream: Stream, method: Method, message: bytes) -> None:
     if stream.deadline is not None and stream.deadline <= stream.connection.loop.time():
         stream.expire()
     elif method.raw is not None:
-        _start_raw(stream, method.raw, message)
+        _start_raw(stream, method, method.raw, message)
     else:
         _start_task(stream, method, message)
+
+
+def hand_over(stream: Stream, message: bytes) -> None:
+    """Let the ordinary handler of its path answer a call that a raw handler left for later."""
+    if not stream.closed and stream.method is not None:
+        _start_task(stream, stream.method, message)
 
 
 def start_streaming(stream: Stream, method: Method) -> None:
@@ -34,7 +40,9 @@ def start_streaming(stream: Stream, method: Method) -> None:
     _start_task(stream, method, None)
 
 
-def _start_raw(stream: Stream, handle: Callable[[bytes, Stream], Any], message: bytes) -> None:
+def _start_raw(
+    stream: Stream, method: Method, handle: Callable[[bytes, Stream], Any], message: bytes
+) -> None:
     try:
         response = handle(message, stream)
     except Exception as error:
@@ -42,6 +50,10 @@ def _start_raw(stream: Stream, handle: Callable[[bytes, Stream], Any], message: 
         return
     if isinstance(response, bytes):
         stream.reply(response)
+    elif response is RawOutcome.ORDINARY:
+        _start_task(stream, method, message)
+    elif response is RawOutcome.LATER:
+        pass
     elif inspect.isawaitable(response):
         task = asyncio.ensure_future(response, loop=stream.connection.loop)
         _watch(stream, task)

@@ -4,6 +4,7 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,19 @@ import grpc
 if TYPE_CHECKING:
     from servery_h2.stream import Stream
 
-RawHandler = Callable[[bytes, "Stream"], "bytes | Awaitable[bytes]"]
+
+class RawOutcome(Enum):
+    """What a raw handler returns instead of an answer."""
+
+    ORDINARY = auto()
+    """The ordinary handler of the path, which must have one, answers."""
+
+    LATER = auto()
+    """The raw handler calls `Stream.reply` or `hand_over`, within milliseconds: until then, only a
+    clock of a second looks at the deadline of the call."""
+
+
+RawHandler = Callable[[bytes, "Stream"], "bytes | RawOutcome | Awaitable[bytes]"]
 """Answers a unary call with serialized messages. It runs on the loop, inside the parsing of input:
 returning bytes costs no task; anything that takes over a millisecond belongs in an awaitable, which
 is cancelled when the call ends before it."""
@@ -79,6 +92,8 @@ class Methods:
     def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
         self._interceptors = tuple(interceptors)
         self._generic: list[grpc.GenericRpcHandler] = []
+        self._registered: dict[str, Handler] = {}
+        self._raw: dict[str, RawHandler] = {}
         self._found: dict[str, Method] = {}
 
     def add_generic(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
@@ -88,23 +103,26 @@ class Methods:
     def add_registered(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Serve `/{service}/{name}` for every name."""
         for name, handler in handlers.items():
-            path = f"/{service}/{name}"
-            self._found[path] = Method(path, handler, interceptors=self._interceptors)
+            self._registered[f"/{service}/{name}"] = handler
 
     def add_raw(self, path: str, handler: RawHandler) -> None:
-        """Serve `path` without tasks, contexts or interceptors."""
-        self._found[path] = Method(path, None, handler)
+        """Serve `path` without tasks, contexts or interceptors, as far as `handler` answers."""
+        self._raw[path] = handler
 
     def find(self, path: str) -> Method | None:
         """Return what serves `path`."""
         found = self._found.get(path)
         if found is not None:
             return found
+        handler, raw = self._ordinary(path), self._raw.get(path)
+        if handler is None and raw is None:
+            return None
+        self._found[path] = Method(path, handler, raw, self._interceptors)
+        return self._found[path]
+
+    def _ordinary(self, path: str) -> Handler | None:
+        if path in self._registered:
+            return self._registered[path]
         details: Any = _Details(path)
-        for generic in self._generic:
-            handler = generic.service(details)
-            if handler is not None:
-                found = Method(path, handler, interceptors=self._interceptors)
-                self._found[path] = found
-                return found
-        return None
+        answers = (generic.service(details) for generic in self._generic)
+        return next((handler for handler in answers if handler is not None), None)

@@ -73,7 +73,8 @@ class Server(grpc.aio.Server):
 
         It runs inline: without a task, a context or interceptors. Whatever of these a call needs,
         the handler does, by its second argument: the stream, with `metadata`, `peer` and
-        `time_remaining`. It raises `StatusError` to end a call otherwise.
+        `time_remaining`. It raises `StatusError` to end a call otherwise. What it does not want to
+        answer goes to the ordinary handler of `path`, see `RawOutcome`.
         """
         self._host.methods.add_raw(path, handler)
 

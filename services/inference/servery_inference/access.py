@@ -1,5 +1,6 @@
 """Who may do what to which model, decided from the metadata of a call, whichever door it took."""
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -13,6 +14,8 @@ MODEL_HEADER: Final = "x-servery-model"
 
 TIMING_HEADER: Final = "servery-timing"
 """`1` in the metadata of a call asks for the same key behind the answer: microseconds by stage."""
+
+_FOREVER_S: Final = 1e6
 
 VISIBLE: Final[tuple[Verb, ...]] = ("infer", "read")
 """Any of these lets a caller know that a model is there."""
@@ -29,6 +32,19 @@ class Context(Protocol):
 
     def time_remaining(self) -> float | None:
         """Return the seconds after which the caller stops waiting; None for never."""
+
+
+class Timed(Protocol):
+    """A call, as far as time goes."""
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds after which the caller stops waiting; None for never."""
+
+
+def deadline_of(call: Timed) -> float | None:
+    """When the caller stops waiting, by `time.monotonic`; some clients say "never" in years."""
+    left_s = call.time_remaining()
+    return None if left_s is None or left_s > _FOREVER_S else time.monotonic() + left_s
 
 
 def caller(context: Any) -> Caller:

@@ -25,6 +25,8 @@ _MAX_BYTES: Final = 1 << 20
 """Larger requests, and answers to several, are worked on in other threads."""
 
 _COMPANY_TURNS: Final = 8
+_PROBED: Final = 8
+"""Of so many requests that come alone, one looks whether the others of its turn do."""
 
 _ASKING: Final = frozenset((CLAIMS_HEADER, LIMITS_HEADER, MODEL_HEADER, TIMING_HEADER))
 """Metadata of calls that are more than a request: they come through the gateway, or want to know
@@ -53,6 +55,7 @@ class Express:
         self._forms: dict[bytes, Form | None] = {}
         self._turn: dict[Form, list[PlainRequest]] = {}
         self._in_turn = 0
+        self._until_probe = 0
         self._company = 0
 
     def answer(
@@ -85,14 +88,22 @@ class Express:
         if form is None or not form.fits(places) or not request_id.isascii():
             return Way.GENERAL
         request = PlainRequest(message, places, request_id, arrival, deadline, deliver)
-        if not self._in_turn:
-            asyncio.get_running_loop().call_soon(self._end_turn)
-        self._in_turn += 1
+        self._count()
         if self._company and form.servable.joins_unasked:
             self._turn.setdefault(form, []).append(request)
             return Way.LATER
         answers = _run(form, (request,))
         return Way.GENERAL if answers is None else answers[0]
+
+    def _count(self) -> None:
+        """Count a request of this turn of the event loop, if its end is to be looked at."""
+        self._until_probe -= 1
+        if self._in_turn:
+            self._in_turn += 1
+        elif self._company or self._until_probe < 0:
+            self._until_probe = _PROBED
+            self._in_turn = 1
+            asyncio.get_running_loop().call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
         """Run what waited for company; remember whether there was any."""

@@ -1,7 +1,5 @@
 """The RPCs of `inference.GRPCInferenceService`: parse, call, render."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -17,11 +15,11 @@ from servery_inference.access import (
     authorize,
     authorize_infer,
     caller,
+    deadline_of,
     may,
     timing_text,
 )
 from servery_inference.endpoint import InferEndpoint
-from servery_inference.express import Express, Way
 from servery_inference.in_flight import InFlight
 from servery_inference.metering import USAGE_HEADER, Tally, is_metered
 from servery_inference.repository import ModelNotServedError, Repository
@@ -29,8 +27,6 @@ from servery_inference.rpcs import Handlers
 from servery_inference.signature import Tensor
 from servery_inference.statistics_wire import statistics_of, to_proto
 from servery_inference.stream import answer_stream
-
-_FOREVER_S: Final = 1e6
 
 FAILURE_HEADER: Final = "triton_grpc_error"
 """`true` in the metadata of a stream: a failure is its status, and ends it."""
@@ -57,7 +53,6 @@ class InferenceServicer:
     Args:
         repository: The models.
         endpoint: Answers requests to them.
-        express: Answers most of them sooner.
         is_ready: Whether the models to begin with are settled and the server does not drain.
         in_flight: Counts what is being answered.
         extensions: Names of what this server can beyond the protocol.
@@ -67,7 +62,6 @@ class InferenceServicer:
         self,
         repository: Repository,
         endpoint: InferEndpoint,
-        express: Express,
         is_ready: Callable[[], bool],
         in_flight: InFlight,
         extensions: Sequence[str],
@@ -75,7 +69,6 @@ class InferenceServicer:
         self._repository = repository
         self._extensions = extensions
         self._endpoint = endpoint
-        self._express = express
         self._is_ready = is_ready
         self._in_flight = in_flight
 
@@ -94,35 +87,19 @@ class InferenceServicer:
 
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:
         """See grpc_service.proto. Takes and gives serialized messages."""
-        answer = await self._answered_soon(request, context)
-        if answer is not None:
-            return answer
         decoded = await self._endpoint.decode(request, partial(authorize_infer, context))
         with self._in_flight.place(context):
-            found = await self._endpoint.infer(decoded, _deadline(context))
+            answer = await self._endpoint.infer(decoded, deadline_of(context))
         trailing = []
         if is_metered(context):
             tally = Tally()
-            tally.add(found)
+            tally.add(answer)
             trailing.append((USAGE_HEADER, str(tally)))
         if asks(context, TIMING_HEADER):
-            trailing.append((TIMING_HEADER, timing_text(found.timing)))
+            trailing.append((TIMING_HEADER, timing_text(answer.timing)))
         if trailing:
             context.set_trailing_metadata(trailing)
-        return await self._endpoint.encode(decoded, found)
-
-    async def _answered_soon(self, request: bytes, context: Context) -> bytes | None:
-        later: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-
-        def deliver(answer: bytes | None) -> None:
-            if not later.done():  # Else the caller left.
-                later.set_result(answer)
-
-        metadata = context.invocation_metadata() or ()
-        found = self._express.answer(request, metadata, _deadline(context), deliver)
-        if found is Way.LATER:
-            return await later
-        return None if found is Way.GENERAL else found
+        return await self._endpoint.encode(decoded, answer)
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Context
@@ -179,7 +156,7 @@ class InferenceServicer:
             requests,
             self._endpoint,
             partial(authorize_infer, context),
-            deadline=_deadline(context),
+            deadline=deadline_of(context),
             ends_on_failure=asks(context, FAILURE_HEADER),
             place=partial(self._in_flight.place, context),
             tally=tally,
@@ -205,12 +182,6 @@ class InferenceServicer:
             if may(who, VISIBLE, servable.model)
         ]
         return pb.ModelStatisticsResponse(model_stats=[to_proto(servable) for servable in found])
-
-
-def _deadline(context: Context) -> float | None:
-    """When the caller stops waiting, by `time.monotonic`; some clients say "never" in years."""
-    left_s = context.time_remaining()
-    return None if left_s is None or left_s > _FOREVER_S else time.monotonic() + left_s
 
 
 def _tensor_to_proto(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:

@@ -5,9 +5,9 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
+import grpc
 from prometheus_client import REGISTRY
 
 from servery.inference.pool import pool
@@ -31,6 +31,7 @@ from servery_inference.sessions import require_provider
 from servery_inference.settings import InferenceSettings
 from servery_inference.shared_memory import SharedMemory
 from servery_inference.shared_memory_servicer import SharedMemoryServicer
+from servery_inference.short_infer import register_short
 from servery_inference.trace_settings import TraceSettings
 from servery_inference.transport import TRANSPORTS
 from servery_rpc.server import RunningServer, Service, exporting, serving
@@ -100,16 +101,21 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         extensions = (*EXTENSIONS, *(["system_shared_memory"] if memory else ()))
         handlers = {
             **InferenceServicer(
-                repository, endpoint, express, ready.is_set, in_flight, extensions
+                repository, endpoint, ready.is_set, in_flight, extensions
             ).handlers(),
             **RepositoryControl(repository, directory).handlers(),
             **SharedMemoryServicer(memory).handlers(),
             **DiagnosisServicer(repository, switch, traces).handlers(),
         }
+
+        def register_all(server: grpc.aio.Server) -> None:
+            register_short(express, server)
+            register(handlers, server)
+
         server = await stack.enter_async_context(
             serving(
                 settings,
-                Service(SERVICE, partial(register, handlers), ready=False),
+                Service(SERVICE, register_all, ready=False),
                 pools=(pool(),),
                 transport=TRANSPORTS[settings.transport](),
                 telemetry=telemetry,
