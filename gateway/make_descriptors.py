@@ -37,6 +37,7 @@ MODULES = (
     f"{EXTENSIONS}.filters.http.router.v3.router_pb2",
     f"{EXTENSIONS}.filters.network.http_connection_manager.v3.http_connection_manager_pb2",
     f"{EXTENSIONS}.http.early_header_mutation.header_mutation.v3.header_mutation_pb2",
+    f"{EXTENSIONS}.retry.host.previous_hosts.v3.previous_hosts_pb2",
     f"{EXTENSIONS}.transport_sockets.tls.v3.tls_pb2",
     f"{EXTENSIONS}.upstreams.http.v3.http_protocol_options_pb2",
     "envoy.type.matcher.v3.http_inputs_pb2",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from servery_gateway.extensions import typed
+from servery_gateway.extensions import EXTENSIONS, typed
 from servery_gateway.methods import INFERENCE, INFERENCE_HTTP, JWKS_PATH, Method
 from servery_gateway.model_routes import DEFAULT_POOL, ModelRoute
 from servery_gateway.snapshot import Resource
@@ -15,6 +15,7 @@ _GRPC: Final = {"name": "content-type", "string_match": {"prefix": "application/
 """Also gRPC-Web, which the route is looked up for before it is translated."""
 
 _GRPC_HEADERS: Final = "grpc-status,grpc-message,grpc-status-details-bin,x-request-id"
+_ELSEWHERE: Final = {"@type": f"{EXTENSIONS}.retry.host.previous_hosts.v3.PreviousHostsPredicate"}
 _HEADER_INPUT: Final = "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
 _ROUTE_LIST: Final = "type.googleapis.com/envoy.config.route.v3.RouteList"
 _CORS_POLICY: Final = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy"
@@ -166,10 +167,11 @@ def _route(method: Method, model: ModelRoute | None = None) -> Resource:
     if method.server_streaming:
         action["idle_timeout"] = "0s"  # A watch may have nothing to say for long.
     if not unbounded:
-        # Only what no server has begun to do; inference has no effects, so also what one refused.
+        # Only what no server has begun to do; inference has no effects, so also what one refused or
+        # gave up because it stops.
         retry_on = "connect-failure,refused-stream"
         action["retry_policy"] = _retry(
-            f"{retry_on},unavailable" if method.upstream == INFERENCE else retry_on
+            f"{retry_on},unavailable,cancelled" if method.upstream == INFERENCE else retry_on
         )
     if model is not None and not unbounded:
         action |= _mirror(model, pool_cluster)
@@ -180,6 +182,9 @@ def _retry(retry_on: str) -> dict[str, Any]:
     return {
         "retry_on": retry_on,
         "num_retries": 2,
+        "retry_host_predicate": [typed("envoy.retry_host_predicates.previous_hosts", _ELSEWHERE)],
+        # The server that is down has the least to do, so it is drawn again and again.
+        "host_selection_retry_max_attempts": 20,
         "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
     }
 

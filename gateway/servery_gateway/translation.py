@@ -140,7 +140,10 @@ def _cluster(name: str, addresses: Sequence[Address]) -> Resource:
         "type": "STRICT_DNS" if _needs_dns(addresses) else "EDS",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0},
+            "update_merge_window": "0s",  # Who is healthy counts at once, not a second later.
+        },
         "health_checks": [
             {
                 # A refused connection fails at once; a busy machine gets time to answer.
@@ -186,6 +189,8 @@ def _cluster(name: str, addresses: Sequence[Address]) -> Resource:
     if len(addresses) > 1:
         cluster["outlier_detection"] = {
             "consecutive_5xx": 5,
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 2,
             "interval": "1s",
             "base_ejection_time": "5s",
             "max_ejection_percent": 50,
