@@ -2,9 +2,10 @@
 
 Its standard output is JSON lines and nothing else: `{"progress": Progress}` as it goes, then one
 `{"result": TrainingResult}` (exit status 0) or `{"error": {"reason", "message", "metadata"}}` (exit
-status 1). On SIGTERM it ends at once, while training after the present step, without either and
-without a bundle (exit status 143). With `--checkpoint-dir` a second process given the same goes on
-where the first one ended, however it ended.
+status 1). Its standard error is the log, for people. On SIGTERM it ends at once, while training
+after the present step, without either and without a bundle (exit status 143). With
+`--checkpoint-dir` a second process given the same goes on where the first one ended, however it
+ended.
 """
 
 import argparse
@@ -100,15 +101,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--threads must be at least 1")
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop)
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    log.setLevel(logging.INFO)
     lines = Lines(_claim_stdout())
 
+    story = _Story()
+
     def report(progress: training_pb2.Progress) -> None:
+        story.tell(progress)
         lines.progress(progress)
         stop.between_steps(progress.phase)
 
     try:
-        lines.progress(training_pb2.Progress(phase=training_pb2.PHASE_STARTING))
+        report(training_pb2.Progress(phase=training_pb2.PHASE_STARTING))
         spec = parse_spec(json_format.Parse(args.spec.read_bytes(), training_pb2.TrainingSpec()))
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from servery_trainer import pipeline  # TensorFlow takes seconds: say STARTING first
@@ -131,6 +136,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.error(reasons.ERROR_REASON_TRAINING_JOB_CRASHED, message, {"exit": "1"})
         return 1
     return 0
+
+
+class _Story:
+    """Tells each phase and each epoch once in the log, for people."""
+
+    def __init__(self) -> None:
+        self._told = (training_pb2.PHASE_UNSPECIFIED, 0)
+
+    def tell(self, now: training_pb2.Progress) -> None:
+        """Log what is new."""
+        if self._told == (now.phase, now.epoch):
+            return
+        self._told = (now.phase, now.epoch)
+        if now.epoch:
+            figures = "  ".join(f"{name} {now.metrics[name]:.4f}" for name in sorted(now.metrics))
+            log.info("epoch %s of at most %s  %s", now.epoch, now.max_epochs, figures)
+        else:
+            log.info(training_pb2.Phase.Name(now.phase).removeprefix("PHASE_").lower())
 
 
 class _Stop:
