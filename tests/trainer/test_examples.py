@@ -10,6 +10,7 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.data_errors import DatasetInvalidError, Problem
+from servery_trainer.declared import write_types
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes
@@ -408,3 +409,10 @@ def test_refuses_sizes_that_cannot_be(sizing: pb.ImageSizing, field: str) -> Non
         parse_spec(image(sizing=sizing))
     place = f"training_job.spec.image_classification.sizing.{field}"
     assert error.value.metadata["field"] == place
+
+
+def test_columns_are_what_was_declared_at_the_upload(file: Path) -> None:
+    write_types(file, {"a": dataset_pb2.COLUMN_TYPE_TEXT})
+    assert load_table(file, table()).types["a"] == dataset_pb2.COLUMN_TYPE_TEXT
+    number = {"a": dataset_pb2.COLUMN_TYPE_NUMERIC}
+    assert load_table(file, table(), column_types=number).types == {"a": 1, "b": 1}

@@ -12,7 +12,7 @@ from servery.trainer.v1 import dataset_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import examined
 from servery_trainer.data_errors import DatasetInvalidError
-from servery_trainer.datasets import inspect
+from servery_trainer.declared import write_types
 from servery_trainer.validation import Validation, validate
 from tests.trainer.packs import as_zip, image
 from tests.trainer.service import Client, failure, running_trainer
@@ -45,10 +45,9 @@ def report(
     **asked: Any,
 ) -> list[pb.Finding]:
     path.write_bytes(content)
-    info = inspect(path, format, declared)
-    dataset = pb.Dataset(format=format, columns=info.columns, row_count=info.row_count)
+    write_types(path, declared or {})
     request = pb.ValidateDatasetRequest(**{"name": NAME, "target": "kind"} | asked)
-    return list(validate(Validation.parse(request), dataset, path).findings)
+    return list(validate(Validation.parse(request), format, path).findings)
 
 
 def found(findings: Sequence[pb.Finding], kind: str) -> pb.Finding:
@@ -215,9 +214,8 @@ def test_of_a_large_table_the_first_rows_are_judged(
 ) -> None:
     monkeypatch.setattr(examined, "MOST_CELLS", 3 * 250)
     path.write_bytes(table(**HONEST))
-    dataset = pb.Dataset(format=pb.DATASET_FORMAT_CSV)
     asked = Validation.parse(pb.ValidateDatasetRequest(name=NAME, target="kind"))
-    assert validate(asked, dataset, path).row_count == 250
+    assert validate(asked, pb.DATASET_FORMAT_CSV, path).row_count == 250
 
 
 def test_images(path: Path) -> None:

@@ -18,6 +18,7 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer import sources, tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.declared import read_types
 
 DATE_PATTERN: Final = (
     "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
@@ -96,18 +97,17 @@ class Census:
 def infer_types(
     path: Path, header: Sequence[str], columns: Sequence[str]
 ) -> dict[str, ColumnType.ValueType]:
-    """Read `columns` once and say what each of them is; see `Census.type`.
+    """Say what `columns` are: what was declared at the upload, else see `Census.type`.
 
     Raises:
         DatasetInvalidError: See `tables.read_blocks`.
     """
-    if not columns:
-        return {}
-    found = {name: Census() for name in columns}
-    for block in sources.read_blocks(path, header, columns):
+    declared = read_types(path)
+    found = {name: Census() for name in columns if name not in declared}
+    for block in sources.read_blocks(path, header, list(found)) if found else ():
         for census, cells in zip(found.values(), block.columns, strict=True):
             census.add(cells)
-    return {name: census.type() for name, census in found.items()}
+    return declared | {name: census.type() for name, census in found.items()}
 
 
 def first_wrong(cells: Any, kind: ColumnType.ValueType) -> int | None:

@@ -25,6 +25,7 @@ from servery_rpc.names import DatasetName
 from servery_rpc.pages import Page
 from servery_trainer.database import DATASET, reads
 from servery_trainer.datasets import inspect
+from servery_trainer.declared import write_types
 from servery_trainer.durable import sync_directory
 from servery_trainer.intake import Upload, UploadLimitError, UploadLimits, finished, writing
 from servery_trainer.store import page_key
@@ -158,6 +159,7 @@ class DatasetStore:
         dataset.create_time.FromDatetime(self._now().astimezone(UTC))
         final = self.path(name)
         final.parent.mkdir(exist_ok=True)
+        write_types(final, upload.column_types)
         staged.replace(final)
         sync_directory(final.parent)
         with self._engine.begin() as connection:

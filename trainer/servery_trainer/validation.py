@@ -100,21 +100,22 @@ class Validator:
         dataset = await asyncio.to_thread(self._datasets.get, asked.name)
         async with self._checks:
             return await asyncio.to_thread(
-                validate, asked, dataset, self._datasets.path(asked.name)
+                validate, asked, dataset.format, self._datasets.path(asked.name)
             )
 
 
-def validate(asked: Validation, dataset: pb.Dataset, path: Path) -> pb.ValidateDatasetResponse:
-    """Report on a dataset; see `Validator.report`."""
-    if dataset.format in ARRAY_FORMATS:
-        return _of_arrays(asked, path)
-    declared = {column.name: column.type for column in dataset.columns if column.declared}
-    return _of_table(asked, {**declared, **asked.column_types}, path)
-
-
-def _of_table(
-    asked: Validation, declared: Mapping[str, pb.ColumnType.ValueType], path: Path
+def validate(
+    asked: Validation,
+    format: pb.DatasetFormat.ValueType,  # noqa: A002
+    path: Path,
 ) -> pb.ValidateDatasetResponse:
+    """Report on the file of a dataset; see `Validator.report`."""
+    if format in ARRAY_FORMATS:
+        return _of_arrays(asked, path)
+    return _of_table(asked, path)
+
+
+def _of_table(asked: Validation, path: Path) -> pb.ValidateDatasetResponse:
     header = sources.read_header(path)
     apart = {asked.target, asked.split.column}
     features = asked.features or tuple(name for name in header if name not in apart)
@@ -122,7 +123,7 @@ def _of_table(
     for name in asked.ranges:
         if name not in names:
             raise tables.missing_column(name, names)
-    table = examine(path, names, declared, target=asked.target, kept=asked.split.column)
+    table = examine(path, names, asked.column_types, target=asked.target, kept=asked.split.column)
     found = list(_of_columns(asked, table, features))
     inputs_B = findings.mix(*(table.columns[name].bits_B for name in features))
     target = table.columns.get(asked.target)
