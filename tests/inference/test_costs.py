@@ -26,6 +26,18 @@ def test_slow_runs_are_believed_in_the_end() -> None:
     assert costs.estimate(1000) == pytest.approx(50 * MS)
 
 
+def test_the_mean_is_expected_and_the_least_is_certain() -> None:
+    costs = Costs.of(0, [(1000, 1 * MS)])
+    for _ in range(100):
+        costs.record(1000, 1 * MS)
+        costs.record(1000, 2 * MS)
+    assert costs.estimate(1000) < 1.3 * MS
+    assert costs.expected(1000) == pytest.approx(1.5 * MS, rel=0.1)
+    assert costs.share(500) == pytest.approx(costs.expected(1000) / 2)
+    costs.record(1000, 500 * MS)
+    assert costs.expected(1000) < 2.5 * MS
+
+
 def test_larger_inputs_take_no_less_and_smaller_ones_are_not_known() -> None:
     costs = Costs.of(0, [(1000, 4 * MS)])
     assert 0 < costs.estimate(1 << 20) <= 4 * MS

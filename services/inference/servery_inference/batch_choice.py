@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from servery_inference.backlog import CAUTION
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.costs import Costs
 from servery_inference.queueing import Work
@@ -46,7 +47,7 @@ def choose(
             is_closed = policy.is_ordered
             continue
         due = _sooner(deadline, work.deadline)
-        late = due is not None and now + costs.estimate(size + work.size) > due
+        late = due is not None and now + costs.expected(size + work.size) * CAUTION > due
         pays = policy.delay_s or costs.joining_pays(works[0].size, size + work.size)
         if rows + work.rows > policy.max_rows or late or not pays:
             is_closed = True
@@ -62,7 +63,7 @@ def choose(
         return Choice(tuple(works), 0.0)
     until = min(work.since for work in works) + policy.delay_s
     if deadline is not None:
-        until = min(until, deadline - costs.estimate(size))
+        until = min(until, deadline - costs.expected(size) * CAUTION)
     return Choice(tuple(works), until - now)
 
 

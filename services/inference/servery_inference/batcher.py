@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from servery_inference.answer_order import AnswerOrder
+from servery_inference.backlog import Backlog
 from servery_inference.batch import Batch, NotRowWiseError, kind_of, part
-from servery_inference.batch_choice import choose
+from servery_inference.batch_choice import Choice, choose
 from servery_inference.batch_policy import BatchPolicy
 from servery_inference.engine import RunFailedError
 from servery_inference.execution import Execution, Run
@@ -32,7 +33,6 @@ _JOINING_PAYS_S: Final = 3e-5
 """Waking a request that waited costs about as much as a run this short."""
 
 _COMPANY_TURNS: Final = 8
-_MAX_PUSHBACK_MS: Final = 60_000
 
 
 class ModelCannotRunError(InferenceRequestInvalidError):
@@ -77,6 +77,7 @@ class Batcher:
         self._turns = turns
         self._queue = WorkQueue(policy.levels, room)
         self._joins = policy.max_rows > 1
+        self._backlog = Backlog(self._queue, self._costs, slots)
         self._running: set[asyncio.Task[None]] = set()
         self._answers = AnswerOrder(policy.is_ordered)
         self._poked = False
@@ -193,19 +194,17 @@ class Batcher:
     def _join_queue(self, work: Work, terms: Terms) -> None:
         now = time.monotonic()
         work.level = self._policy.level(terms)
-        ahead_s = self._queue.ahead_s(work.level) / self._slots
         if self._queue.is_full(work.level):
-            raise QueueFullError(self._model, self._pushback_ms())
-        cost_s = self._costs.estimate(work.size)
-        work.cost_s = self._costs.share(work.size) if self._joins else cost_s
+            raise QueueFullError(self._model, self._backlog.pushback_ms(now))
+        if not self._backlog.is_reachable(work, now):
+            raise DeadlineUnreachableError(self._model, self._backlog.pushback_ms(now))
         wait_s = self._queue.policy(work.level).wait_s(terms)
-        # What is known about the cost is a lower bound, and beginning at once harms nobody.
-        if work.deadline is not None and (
-            now >= work.deadline or now + ahead_s + cost_s > work.deadline
-        ):
-            raise DeadlineUnreachableError(self._model)
+        ahead_s = self._backlog.ahead_s(work.level, now)
         if wait_s is not None and ahead_s > wait_s and not self._policy_delays(work):
-            raise QueueTimeoutError(self._model)
+            raise QueueTimeoutError(self._model, self._backlog.pushback_ms(now))
+        cost_s = self._costs.share if self._joins else self._costs.expected
+        work.cost_s = cost_s(work.size)
+        self._backlog.join(work, now)
         if self._joins:
             work.kind = kind_of(work.feed)
         self._answers.join(work)
@@ -214,33 +213,40 @@ class Batcher:
     def _enqueue(self, work: Work, wait_s: float | None) -> None:
         work.since = now = time.monotonic()
         loop = asyncio.get_running_loop()
-        if work.deadline is not None and (wait_s is None or now + wait_s > work.deadline):
-            work.timer = loop.call_later(work.deadline - now, self._pass_deadline, work)
+        left_s = self._left_s(work, now)
+        if left_s is not None and (wait_s is None or wait_s > left_s):
+            work.timer = loop.call_later(left_s, self._pass_deadline, work)
         elif wait_s is not None:
             work.timer = loop.call_later(wait_s, self._time_out, work)
         self._queue.put(work)
         self._statistics.pending += 1
         self._poke()
 
+    def _left_s(self, work: Work, now: float) -> float | None:
+        """How long it may wait and still be in time; None for ever."""
+        if work.deadline is None:
+            return None
+        return max(work.deadline - now - self._costs.estimate(work.size), 0.0)
+
     def _policy_delays(self, work: Work) -> bool:
         return self._queue.policy(work.level).delays
 
-    def _pushback_ms(self) -> int:
-        backlog_s = self._queue.ahead_s(len(self._policy.levels)) / self._slots
-        return min(max(int(backlog_s * 1000), 1), _MAX_PUSHBACK_MS)
-
     def _time_out(self, work: Work) -> None:
         if not self._policy_delays(work):
-            self._refuse(work, QueueTimeoutError(self._model))
+            pushback_ms = self._backlog.pushback_ms(time.monotonic())
+            self._refuse(work, QueueTimeoutError(self._model, pushback_ms))
             return
         self._queue.postpone(work)
         work.timer = None
-        if work.deadline is not None:
-            left_s = work.deadline - time.monotonic()
+        left_s = self._left_s(work, time.monotonic())
+        if left_s is not None:
             work.timer = asyncio.get_running_loop().call_later(left_s, self._pass_deadline, work)
 
     def _pass_deadline(self, work: Work) -> None:
-        self._refuse(work, DeadlineUnreachableError(self._model))
+        now = time.monotonic()
+        self._backlog.learn(work, now)
+        pushback_ms = self._backlog.pushback_ms(now)
+        self._refuse(work, DeadlineUnreachableError(self._model, pushback_ms))
 
     def _refuse(self, work: Work, error: Exception) -> None:
         if self._dequeue(work):
@@ -288,18 +294,34 @@ class Batcher:
                 if self._turns is not None:
                     self._turns.withdraw()
                 return
+            if self._refuse_hopeless(chosen, now):
+                continue
             batch = self._batch(chosen.works)
             if self._turns is not None:
                 batch.instance = self._turns.take(self._poke)
                 if batch.instance is None:
                     return
             for work in chosen.works:
+                self._backlog.learn(work, now)
                 self._dequeue(work)
             if not is_short or not self._run_here(batch):
                 self._start(batch)
             else:
                 self._end(batch)  # Others get the event loop in between.
                 return
+
+    def _refuse_hopeless(self, chosen: Choice, now: float) -> bool:
+        """Refuse what would be late, if others could be in time instead; tell whether there was."""
+        if len(chosen.works) == len(self._queue):
+            return False
+        late = [
+            work
+            for work in chosen.works
+            if work.deadline is not None and now + self._costs.expected(work.size) > work.deadline
+        ]
+        for work in late:
+            self._pass_deadline(work)
+        return bool(late)
 
     def _batch(self, works: Sequence[Work]) -> Batch:
         names = works[0].names
@@ -323,12 +345,14 @@ class Batcher:
         for work in batch.works:
             work.batch = batch
         batch.live = sum(not work.future.done() for work in batch.works)
+        self._backlog.begin(batch, time.monotonic())
         task = asyncio.get_running_loop().create_task(self._run_elsewhere(batch))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         task.add_done_callback(lambda _: self._end(batch))
 
     def _end(self, batch: Batch) -> None:
+        self._backlog.end(batch)
         self._poke()
         if self._turns is not None and batch.instance is not None:
             self._turns.end(batch.instance)

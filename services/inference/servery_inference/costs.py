@@ -1,11 +1,12 @@
-"""What a run of one model takes, learned from its runs: a lower estimate for every size of input.
+"""What a run of one model takes, learned from its runs: the least, and what is to be expected.
 
-Decisions made on it err towards trying: it is quick to believe in speed, slow to believe in
-slowness, and what was not measured for long counts for less and less.
+Decisions made on the least err towards trying: it is quick to believe in speed and slow to believe
+in slowness. Whatever was not measured for long counts for less and less.
 """
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, Self
 
 SHORT_S: Final = 0.001
@@ -15,6 +16,17 @@ _DOWN: Final = 0.5
 _UP: Final = 1.1
 _HALF_LIFE_S: Final = 10.0
 _GAIN: Final = 0.9
+_NEWS: Final = 0.2
+_OUTLIER: Final = 3.0
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Seconds for each element, and when that was measured."""
+
+    least: float
+    mean: float
+    measured: float
 
 
 class Costs:
@@ -28,7 +40,7 @@ class Costs:
 
     def __init__(self, inline_size: int) -> None:
         self._inline_size = inline_size
-        self._rates: dict[int, tuple[float, float]] = {}
+        self._rates: dict[int, _Rate] = {}
 
     @classmethod
     def of(cls, inline_size: int, points: Iterable[tuple[int, float]]) -> Self:
@@ -41,13 +53,16 @@ class Costs:
     def record(self, size: int, seconds: float) -> None:
         """Learn from one run."""
         bucket = size.bit_length()
-        rate = seconds / max(size, 1)
+        rate, now = seconds / max(size, 1), time.monotonic()
         known = self._rates.get(bucket)
-        if known is not None:
-            old = known[0]
-            # One run that was interrupted must say little, however long it was.
-            rate = old + (rate - old) * _DOWN if rate < old else min(rate, old * _UP)
-        self._rates[bucket] = rate, time.monotonic()
+        if known is None:
+            self._rates[bucket] = _Rate(rate, rate, now)
+            return
+        # One run that was interrupted must say little, however long it was.
+        slower = min(rate, known.least * _UP)
+        known.least = known.least + (rate - known.least) * _DOWN if rate < known.least else slower
+        known.mean += (min(rate, known.mean * _OUTLIER) - known.mean) * _NEWS
+        known.measured = now
 
     def distrust(self) -> None:
         """Take no run for short from now on: its speed depends on more than its size."""
@@ -58,27 +73,33 @@ class Costs:
         if self._inline_size < 0:
             return False
         known = self._rates.get(size.bit_length())
-        return size <= self._inline_size if known is None else known[0] * size < SHORT_S
+        return size <= self._inline_size if known is None else known.least * size < SHORT_S
 
     def estimate(self, size: int) -> float:
         """Return how many seconds a run takes at least; 0 as long as nothing is known."""
-        if not self._rates:
-            return 0.0
+        known, size = self._nearest(size)
+        return known.least * size * _trust(known.measured) if known else 0.0
+
+    def expected(self, size: int) -> float:
+        """Return how many seconds a run takes; 0 as long as nothing is known."""
+        known, size = self._nearest(size)
+        return known.mean * size * _trust(known.measured) if known else 0.0
+
+    def _nearest(self, size: int) -> tuple[_Rate | None, int]:
+        """What is known about runs of `size`, or else of the size returned, which take no more."""
         bucket = size.bit_length()
         known = self._rates.get(bucket)
-        if known is None:
-            below = [other for other in self._rates if other < bucket]
-            if not below:
-                return 0.0
-            nearest = max(below)  # A larger run takes no less than the least of that bucket.
-            known = self._rates[nearest]
-            size = 1 << (nearest - 1) if nearest else 1
-        return known[0] * size * _trust(known[1])
+        if known is not None:
+            return known, size
+        nearest = max((other for other in self._rates if other < bucket), default=None)
+        if nearest is None:
+            return None, size
+        return self._rates[nearest], 1 << (nearest - 1) if nearest else 1
 
     def share(self, size: int) -> float:
-        """Return how many seconds inputs of `size` add at least, in the best batch."""
-        best = min(self._rates.values(), default=(0.0, 0.0))
-        return best[0] * size * _trust(best[1])
+        """Return how many seconds inputs of `size` add, in the best batch."""
+        best = min(self._rates.values(), key=lambda rate: rate.mean, default=None)
+        return best.mean * size * _trust(best.measured) if best else 0.0
 
     def joining_pays(self, alone: int, together: int) -> bool:
         """Tell whether a batch of size `together` costs less for each element than `alone` does.
@@ -89,7 +110,7 @@ class Costs:
         many = self._rates.get(together.bit_length())
         if one is None or many is None:
             return True
-        return one is many or many[0] < one[0] * _GAIN
+        return one is many or many.least < one.least * _GAIN
 
 
 def _trust(measured: float) -> float:

@@ -32,8 +32,9 @@ class QueueTimeoutError(ServeryError):
 
     reason = reasons.ERROR_REASON_QUEUE_TIMEOUT
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, retry_after_ms: int | None = None) -> None:
         super().__init__("Request timeout expired", model=shown(model))
+        self.retry_after_ms = retry_after_ms
 
 
 class DeadlineUnreachableError(ServeryError):
@@ -41,12 +42,13 @@ class DeadlineUnreachableError(ServeryError):
 
     reason = reasons.ERROR_REASON_DEADLINE_UNREACHABLE
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, retry_after_ms: int | None = None) -> None:
         super().__init__(
             f"model '{shown(model)}' cannot answer by the deadline of this call; allow it more"
             " time, or try again when the server is less busy",
             model=shown(model),
         )
+        self.retry_after_ms = retry_after_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,10 @@ class Work:
     """When it joined the queue, by `time.monotonic`."""
 
     cost_s: float = 0.0
+
+    ahead_s: float = 0.0
+    """What the runs ahead of it took when it joined the queue."""
+
     timer: asyncio.TimerHandle | None = None
     batch: Any = None
     """The running batch it is part of."""
@@ -164,6 +170,11 @@ class WorkQueue:
         for level in self._levels:
             yield from level.waiting
             yield from level.late
+
+    @property
+    def num_levels(self) -> int:
+        """Of priority."""
+        return len(self._levels)
 
     def policy(self, level: int) -> QueuePolicy:
         """Return what holds for level `level`, from 1 up."""
