@@ -25,6 +25,8 @@ MODULES = (
     "envoy.config.route.v3.route_pb2",
     f"{EXTENSIONS}.access_loggers.filters.cel.v3.cel_pb2",
     f"{EXTENSIONS}.access_loggers.grpc.v3.als_pb2",
+    f"{EXTENSIONS}.common.matching.v3.extension_matcher_pb2",
+    f"{EXTENSIONS}.filters.common.matcher.action.v3.skip_action_pb2",
     f"{EXTENSIONS}.filters.http.cors.v3.cors_pb2",
     f"{EXTENSIONS}.filters.http.grpc_field_extraction.v3.config_pb2",
     f"{EXTENSIONS}.filters.http.grpc_json_transcoder.v3.transcoder_pb2",

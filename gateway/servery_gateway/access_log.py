@@ -10,7 +10,7 @@ from typing import Any, Final
 import grpc
 
 from servery_gateway import xds_pool
-from servery_gateway.extensions import AUTHORIZATION_METADATA, TOKEN_METADATA
+from servery_gateway.extensions import AUTHORIZATION_METADATA, TOKEN_METADATA, WEB_METADATA
 from servery_gateway.transcoding import JSON_PREFIX
 from servery_gateway.usage import Bill, Call, Sums
 from servery_rpc.server import Service
@@ -110,8 +110,12 @@ def call_of(entry: Any) -> Call:
     claims = _text(metadata.get(TOKEN_METADATA), "claims", "tenant")
     path = request.path.partition("?")[0]
     is_http = path.startswith((_REST, JSON_PREFIX)) or request.original_path
-    used = _used(response)
-    code = _HTTP_CODES.get(response.response_code.value, _UNKNOWN) if is_http else _code(response)
+    web = metadata.get(WEB_METADATA)
+    used = _used(_told(response, web, USAGE_HEADER))
+    if is_http:
+        code = _HTTP_CODES.get(response.response_code.value, _UNKNOWN)
+    else:
+        code = _code(response, _told(response, web, "grpc-status"))
     return Call(
         id=_identity(common, request),
         bill=Bill(
@@ -143,20 +147,19 @@ def _identity(common: Any, request: Any) -> bytes:
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
-def _used(response: Any) -> Mapping[str, int]:
+def _used(told: str) -> Mapping[str, int]:
     """What inference says the call used, such as `version=3;rows=8;compute_ns=51000`."""
-    parts = (part.partition("=") for part in _told(response, USAGE_HEADER).split(";"))
+    parts = (part.partition("=") for part in told.split(";"))
     return {key: int(value) for key, _, value in parts if value.isdecimal()}
 
 
-def _told(response: Any, key: str) -> str:
+def _told(response: Any, web: Any, key: str) -> str:
     """The value that an answer has of `key`, behind it or before it; empty if it has none."""
-    text: str = response.response_trailers.get(key) or response.response_headers.get(key, "")
-    return text
+    told = response.response_trailers.get(key) or response.response_headers.get(key)
+    return told or _text(web, key)
 
 
-def _code(response: Any) -> int:
-    status = _told(response, "grpc-status")
+def _code(response: Any, status: str) -> int:
     if status.isdecimal():
         return int(status)
     return _UNKNOWN if response.response_code.value else _CANCELLED

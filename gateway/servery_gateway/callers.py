@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, Final
 
-from servery_gateway.extensions import HTTP_FILTERS, RBAC, typed
+from servery_gateway.extensions import LUA, RBAC, script, typed
 from servery_gateway.identities import CertificateIdentity, Identities, Issuer
 from servery_gateway.keys import Permission
 from servery_gateway.snapshot import Resource
@@ -14,8 +13,7 @@ from servery_gateway.snapshot import Resource
 CALLERS_NAME: Final = "callers"
 """It comes by itself, so that no connection ends for another limit."""
 
-_LUA: Final = f"{HTTP_FILTERS}.lua.v3.Lua"
-CALLERS_KINDS: Final = (_LUA, RBAC)
+CALLERS_KINDS: Final = (LUA, RBAC)
 """It is a script only where there is something to know; else it lets all pass, at no cost."""
 
 
@@ -50,16 +48,8 @@ def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
         ],
         "CERTIFICATES": [_certificate(identity) for identity in known.identities.certificates],
     }
-    script = "\n".join(
-        [
-            *(f"local {name} = {lua(value)}" for name, value in tables.items()),
-            *(
-                files("servery_gateway").joinpath(name).read_text("utf-8")
-                for name in ("refusal.lua", "callers.lua")
-            ),
-        ]
-    )
-    return typed(CALLERS_NAME, {"@type": _LUA, "default_source_code": {"inline_string": script}})
+    written = "\n".join(f"local {name} = {lua(value)}" for name, value in tables.items())
+    return typed(CALLERS_NAME, script("refusal.lua", "callers.lua", before=written))
 
 
 def lua(value: Any) -> str:

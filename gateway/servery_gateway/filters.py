@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2
@@ -13,8 +12,11 @@ from servery_gateway.callers import CALLERS_KINDS, CALLERS_NAME, Callers
 from servery_gateway.extensions import (
     ADS,
     AUTHORIZATION_METADATA,
+    DOOR_HEADER,
+    EXTENSIONS,
     HTTP_FILTERS,
     RBAC,
+    script,
     typed,
 )
 from servery_gateway.issuers import Jwks
@@ -47,25 +49,47 @@ def http_filters(methods: Sequence[Method]) -> list[Mapping[str, Any]]:
         typed("envoy.filters.http.health_check", _HEALTH),
         typed("envoy.filters.http.cors", {"@type": f"{HTTP_FILTERS}.cors.v3.Cors"}),
         typed("envoy.filters.http.grpc_web", {"@type": f"{HTTP_FILTERS}.grpc_web.v3.GrpcWeb"}),
+        typed("servery.web", _web()),
         typed("envoy.filters.http.grpc_json_transcoder", transcoder(methods)),
         _discovered(AUTHENTICATION_NAME, _AUTHENTICATION),
         _discovered(CALLERS_NAME, *CALLERS_KINDS),
         _discovered(DENIED_NAME, RBAC),
         _discovered(RATES_NAME, RATE_LIMIT),
         typed("envoy.filters.http.grpc_field_extraction", _extraction(methods)),
-        typed(
-            "envoy.filters.http.lua",
-            {
-                "@type": f"{HTTP_FILTERS}.lua.v3.Lua",
-                "default_source_code": {"inline_string": _authorization(methods)},
-            },
-        ),
+        typed("envoy.filters.http.lua", _authorization(methods)),
         typed("envoy.filters.http.rbac", _enforcement(methods)),
         typed(
             "envoy.filters.http.router",
             {"@type": f"{HTTP_FILTERS}.router.v3.Router", "suppress_envoy_headers": True},
         ),
     ]
+
+
+def _web() -> Mapping[str, Any]:
+    """A script that only gRPC-Web calls pass."""
+    door = {
+        "name": "door",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+            "header_name": DOOR_HEADER,
+        },
+    }
+    is_web = {"input": door, "value_match": {"prefix": "application/grpc-web"}}
+    skip = {"@type": f"{EXTENSIONS}.filters.common.matcher.action.v3.SkipFilter"}
+    return {
+        "@type": f"{EXTENSIONS}.common.matching.v3.ExtensionWithMatcher",
+        "extension_config": typed("envoy.filters.http.lua", script("web.lua")),
+        "xds_matcher": {
+            "matcher_list": {
+                "matchers": [
+                    {
+                        "predicate": {"not_matcher": {"single_predicate": is_web}},
+                        "on_match": {"action": typed("skip", skip)},
+                    }
+                ]
+            }
+        },
+    }
 
 
 def _discovered(name: str, *kinds: str) -> Mapping[str, Any]:
@@ -157,7 +181,7 @@ def _extraction(methods: Sequence[Method]) -> Mapping[str, Any]:
     }
 
 
-def _authorization(methods: Sequence[Method]) -> str:
+def _authorization(methods: Sequence[Method]) -> Mapping[str, Any]:
     """The script, behind the table of methods it decides by."""
     lines = [f"  [{json.dumps(JWKS_PATH)}] = {{public = true}},"]
     for method in methods:
@@ -170,11 +194,8 @@ def _authorization(methods: Sequence[Method]) -> str:
         if rule.public:
             parts.append("public = true")
         lines.append(f"  [{json.dumps(method.path)}] = {{{', '.join(parts)}}},")
-    scripts = [
-        files("servery_gateway").joinpath(name).read_text("utf-8")
-        for name in ("refusal.lua", "authorization.lua")
-    ]
-    return "\n".join(["local RULES = {", *lines, "}", "", *scripts])
+    rules = "\n".join(["local RULES = {", *lines, "}", ""])
+    return script("refusal.lua", "authorization.lua", before=rules)
 
 
 def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:

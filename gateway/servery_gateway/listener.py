@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from servery_gateway.access_log import USAGE_HEADER
 from servery_gateway.address import HostAddress
-from servery_gateway.extensions import ADS, CONTROL_PLANE, EXTENSIONS, typed
+from servery_gateway.extensions import ADS, CONTROL_PLANE, DOOR_HEADER, EXTENSIONS, typed
 from servery_gateway.filters import http_filters
 from servery_gateway.methods import Method
 from servery_gateway.refusals import refusals
@@ -88,6 +88,14 @@ def _connection_manager(methods: Sequence[Method]) -> dict[str, Any]:
                     "mutations": [
                         {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
                         for prefix in ("x-servery-", "x-envoy-")
+                    ]
+                    + [
+                        {
+                            "append": {
+                                "header": {"key": DOOR_HEADER, "value": "%REQ(content-type)%"},
+                                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                            }
+                        }
                     ],
                 },
             )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from servery_gateway.extensions import EXTENSIONS, typed
+from servery_gateway.extensions import DOOR_HEADER, EXTENSIONS, typed
 from servery_gateway.methods import INFERENCE, INFERENCE_HTTP, JWKS_PATH, Method
 from servery_gateway.model_routes import DEFAULT_POOL, ModelRoute
 from servery_gateway.snapshot import Resource
@@ -52,7 +52,11 @@ def route_table(
         host["matcher"] = _by_model(methods, models, general, rest=rest)
     else:
         host["routes"] = general
-    return {"name": ROUTES_NAME, "virtual_hosts": [host]}
+    return {
+        "name": ROUTES_NAME,
+        "virtual_hosts": [host],
+        "request_headers_to_remove": [DOOR_HEADER],
+    }
 
 
 def _by_model(

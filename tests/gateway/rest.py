@@ -17,6 +17,8 @@ class RestBackend:
     paths: list[str] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    answer_headers: tuple[tuple[str, str], ...] = ()
+    """More headers of every answer."""
 
 
 @contextmanager
@@ -33,6 +35,8 @@ def rest_backend(path: Path) -> Iterator[RestBackend]:
                 seen.body = self.rfile.read(int(self.headers.get("content-length", 0)))
             self.send_response(200)
             self.send_header("content-length", "2")
+            for header in seen.answer_headers:
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(b"{}")
 

@@ -192,3 +192,29 @@ async def test_binary_tensors_pass_over_rest_as_they_are_and_are_counted(
     )
     assert (row.model, row.code) == ("tenants/rest/models/digits", 0)
     assert row.request_bytes == len(body)
+
+
+@pytest.mark.parametrize("door", ["grpc-web", "grpc-web-text", "rest"])
+async def test_what_inference_says_a_call_used_counts_through_every_door(
+    doors: Doors, build: Builder, door: str
+) -> None:
+    tenant = f"used-{door}"
+    token = await doors.stack.token(tenant, infer=["*"])
+    told = ("servery-usage", "version=3;rows=8;compute_ns=1000")
+    message = framed(oip.ModelInferRequest(model_name=f"{tenant}.digits").SerializeToString())
+    path, body, headers = INFER, message, {"content_type": f"application/{door}"}
+    if door == "grpc-web-text":
+        body = base64.b64encode(message)
+    elif door == "rest":
+        path, body, headers = f"/v2/models/{tenant}.digits/infer", b"{}", {}
+    doors.stack.backends["inference"].trailing = (told,)
+    doors.rest.answer_headers = (told,)
+    try:
+        code, _, _ = await doors.ask("POST", path, body, authorization=f"Bearer {token}", **headers)
+    finally:
+        doors.stack.backends["inference"].trailing = ()
+        doors.rest.answer_headers = ()
+    assert code == 200
+    await build.until(counted(doors.stack, tenant, 1))
+    (row,) = await usage(doors.stack, query(f"tenants/{tenant}", usage_pb2.USAGE_DIMENSION_VERSION))
+    assert (row.version, row.rows, row.compute_time.ToNanoseconds()) == (3, 8, 1000)
