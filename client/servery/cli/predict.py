@@ -2,6 +2,9 @@
 
 import csv
 import json
+from datetime import datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +21,9 @@ def predict(
     model: Annotated[str, typer.Argument(help="Id of the model.")],
     file: Annotated[
         Path | None,
-        typer.Argument(exists=True, dir_okay=False, help="Rows: .csv, .npz or .json."),
+        typer.Argument(
+            exists=True, dir_okay=False, help="Rows: .csv, .jsonl, .parquet, .npz or .json."
+        ),
     ] = None,
     values: Annotated[
         str | None,
@@ -36,7 +41,7 @@ def predict(
         raise typer.BadParameter("give a FILE or --input JSON, one of them")
     with connect(context) as servery:
         metadata = servery.model_metadata(model, version=version)
-        inputs = _read(file, metadata, limit) if file else _object(json.loads(values or ""))
+        inputs = read_inputs(file, metadata, limit) if file else _object(json.loads(values or ""))
         answers = servery.predict(model, inputs, version=version)
     if output is Format.JSON:
         print_json({name: array.tolist() for name, array in answers.items()})
@@ -49,7 +54,12 @@ def predict(
     )
 
 
-def _read(file: Path, metadata: pb.ModelMetadataResponse, limit: int) -> dict[str, Any]:
+def read_inputs(file: Path, metadata: pb.ModelMetadataResponse, limit: int) -> dict[str, Any]:
+    """Return the inputs of a model from a file, by name, for its first `limit` rows.
+
+    Raises:
+        ValueError: The file lacks an input, or a cell is no number where one is wanted.
+    """
     wanted = [tensor.name for tensor in metadata.inputs]
     if file.suffix == ".npz":
         with np.load(file, allow_pickle=False) as arrays:
@@ -59,17 +69,51 @@ def _read(file: Path, metadata: pb.ModelMetadataResponse, limit: int) -> dict[st
     elif file.suffix == ".json":
         found = _object(json.loads(file.read_text()))
     else:
-        with file.open(newline="") as lines:
-            table = list(csv.DictReader(lines))
-        names = table[0] if table else []
-        found = {name: [row[name] for row in table] for name in names}
-        numeric = {t.name for t in metadata.inputs if t.datatype != "BYTES"}
-        for name in numeric & found.keys():
-            found[name] = [float(cell) if cell else float("nan") for cell in found[name]]
+        rows = _rows(file, limit)
+        names = dict.fromkeys(name for row in rows for name in row)
+        texts = {t.name for t in metadata.inputs if t.datatype == "BYTES"}
+        found = {
+            name: [(_text if name in texts else _number)(row.get(name)) for row in rows]
+            for name in names
+            if name in wanted
+        }
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"{file.name} lacks {', '.join(missing)}; it has {', '.join(found)}")
+        raise ValueError(f"{file.name} lacks {', '.join(missing)}; the model takes {wanted}")
     return {name: found[name][:limit] for name in wanted}
+
+
+def _rows(file: Path, limit: int) -> list[dict[str, Any]]:
+    """Return the first rows of a table."""
+    if file.suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            raise ValueError("to read .parquet, install pyarrow beside servery") from None
+        batch = next(parquet.ParquetFile(file).iter_batches(batch_size=limit), None)
+        return batch.to_pylist() if batch else []
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        if file.suffix == ".jsonl":
+            # numbers as they are written: where a model takes texts, 1.50 is not 1.5
+            read = partial(json.loads, parse_int=str, parse_float=str)
+            documents = (read(line) for line in lines if line.strip())
+            return [_object(document) for document in islice(documents, limit)]
+        return list(islice(csv.DictReader(lines), limit))
+
+
+def _text(cell: Any) -> str:
+    """Write a cell as the trainer read it: a model knows values by these texts."""
+    if cell is None or cell != cell:  # NaN
+        return ""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, datetime):
+        return cell.isoformat(" ", "seconds")
+    return str(cell).strip()
+
+
+def _number(cell: Any) -> float:
+    return float("nan") if cell in (None, "") else float(cell)
 
 
 def _object(document: Any) -> dict[str, Any]:
