@@ -48,7 +48,7 @@ async def test_every_call_has_a_span_below_that_of_its_caller() -> None:
             await stub.GetModel(request, metadata=traceparent(sampled=True))
             await stub.GetModel(request)
         [told, alone] = collector.named(f"{NAME}/GetModel")
-    assert collector.services == {"servery-rpc"}
+    assert collector.services == {"servery-server"}
     assert (told.trace_id.hex(), told.parent_span_id.hex()) == (TRACE, PARENT)
     assert told.kind == Span.SPAN_KIND_SERVER
     assert attributes(told) == {

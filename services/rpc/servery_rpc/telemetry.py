@@ -138,8 +138,9 @@ class Telemetry:
 
 
 def _provider(settings: ServerSettings) -> TracerProvider:
-    service = type(settings).__module__.partition(".")[0].replace("_", "-")
-    described = {"service.name": service, **OTELResourceDetector().detect().attributes}
+    process = type(settings).__name__.removesuffix("Settings").lower()
+    told = OTELResourceDetector().detect().attributes
+    described = {"service.name": f"servery-{process}", **told}
     provider = TracerProvider(
         ParentBasedTraceIdRatio(settings.trace_ratio),
         Resource.create(described),
