@@ -378,7 +378,8 @@ async def test_raw_handlers_may_leave_calls_to_the_ordinary_one() -> None:
 
     def choose(message: bytes, stream: Stream) -> bytes | RawOutcome:
         if message == b"later":
-            asyncio.get_running_loop().call_soon(stream.reply, b"raw, later")
+            trailing = (("x-by", "raw"), ("x-large", "a" * 5_000))
+            asyncio.get_running_loop().call_soon(stream.reply, b"raw, later", trailing)
         elif message == b"over":
             asyncio.get_running_loop().call_soon(hand_over, stream, message)
         else:
@@ -389,7 +390,7 @@ async def test_raw_handlers_may_leave_calls_to_the_ordinary_one() -> None:
         context.set_trailing_metadata((("x-by", "ordinary"),))
         return b"ordinary " + message
 
-    handlers = {"Both": grpc.unary_unary_rpc_method_handler(ordinary)}
+    handlers: dict[str, Any] = {"Both": grpc.unary_unary_rpc_method_handler(ordinary)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("raw", handlers)])
     server.add_raw_unary_handler("/raw/Both", choose)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -399,6 +400,9 @@ async def test_raw_handlers_may_leave_calls_to_the_ordinary_one() -> None:
             call = method(channel, "/raw/Both")
             asked = (b"raw", b"later", b"over", b"other")
             got = [await call(message, timeout=5) for message in asked]
+            later = call(b"later", timeout=5)
+            trailing = dict(await later.trailing_metadata())
     finally:
         await server.stop(0)
+    assert trailing == {"x-by": "raw", "x-large": "a" * 5_000}
     assert got == [b"raw", b"raw, later", b"ordinary over", b"ordinary other"]

@@ -10,6 +10,8 @@ import numpy as np
 from prometheus_client import REGISTRY
 
 from servery.inference.v1 import grpc_service_pb2 as pb
+from servery_inference.access import MODEL_HEADER
+from servery_inference.metering import USAGE_HEADER
 from servery_inference.rpcs import SERVICE
 from tests.inference import graphs
 from tests.inference.calling import answers, claims, failure, infer_request, stub
@@ -75,10 +77,15 @@ async def test_one_that_the_graph_refuses_is_refused_and_no_other(
 async def test_who_may_not_is_refused_though_others_asked_the_same(
     channel: grpc.aio.Channel,
 ) -> None:
-    request = infer_request("dense", {"x": np.ones((1, 784), "<f4")})
+    request = infer_request("dense", {"x": np.ones((1, 784), "<f4")}, id="a")
     await stub(channel).ModelInfer(request)
     allowed, denied = claims("default", infer=["dense"]), claims("default", infer=["simple"])
-    await stub(channel).ModelInfer(request, metadata=allowed)
+    call = stub(channel).ModelInfer(request, metadata=allowed)
+    assert (await call).id == "a"
+    assert "version=1;rows=1;" in dict(await call.trailing_metadata())[USAGE_HEADER]
+    for_another = [*allowed, (MODEL_HEADER, "simple")]
+    error = await failure(stub(channel).ModelInfer(request, metadata=for_another))
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
     error = await failure(stub(channel).ModelInfer(request, metadata=denied))
     assert error.code is grpc.StatusCode.PERMISSION_DENIED
 

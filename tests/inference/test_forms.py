@@ -148,7 +148,7 @@ def plus_request(request_id: str = "", rows: int = 1) -> bytes:
 def plain(message: bytes) -> PlainRequest:
     parts = cut(message)
     assert parts is not None
-    return PlainRequest(message, parts[2], parts[1], 0, None, lambda _: None)
+    return PlainRequest(message, parts[2], parts[1], 0, None, False, lambda _: None)
 
 
 def form_of(servable: Servable, message: bytes) -> Form:

@@ -19,6 +19,7 @@ Pairs = Iterable[tuple[str, str | bytes]]
 _ACCEPT: Final = ",".join(ENCODINGS).encode()
 _STATUS_200: Final = b"\x88"  # Static table entry 8 (RFC 7541 appendix A).
 _MAX_DETAILS_BYTES: Final = 4_096
+_END: Final = frames.END_HEADERS | frames.END_STREAM
 _KEY: Final = re.compile(r"[a-z0-9_.\-]+")
 _BODIES: Final = {
     405: b"This is a gRPC server: send POST.\n",
@@ -41,22 +42,21 @@ OK_BLOCK: Final = encode_fields([(b"grpc-status", b"0")])
 """The trailers of a call that succeeded without metadata."""
 
 _BEFORE: Final = Struct(f">HBBBL{len(HEAD_BLOCK)}sHBBBLBL")
-_AFTER: Final = Struct(f">HBBBL{len(OK_BLOCK)}s")
 
 
-def unary_ok(stream_id: int, message: bytes) -> bytes:
-    """Return all the frames of a plain successful unary response, whose message fits a frame."""
+def unary_ok(stream_id: int, message: bytes, trailers: bytes) -> bytes:
+    """Return all the frames of a plain successful unary response, each of which fits a frame."""
     size = len(message)
     length = size + 5
-    return (
-        _BEFORE.pack(
-            *(0, len(HEAD_BLOCK), frames.HEADERS, frames.END_HEADERS, stream_id, HEAD_BLOCK),
-            *(length >> 8, length & 0xFF, frames.DATA, 0, stream_id, 0, size),
-        )
-        + message
-        + _AFTER.pack(
-            *(0, len(OK_BLOCK), frames.HEADERS, frames.END_HEADERS | frames.END_STREAM),
-            *(stream_id, OK_BLOCK),
+    return b"".join(
+        (
+            _BEFORE.pack(
+                *(0, len(HEAD_BLOCK), frames.HEADERS, frames.END_HEADERS, stream_id, HEAD_BLOCK),
+                *(length >> 8, length & 0xFF, frames.DATA, 0, stream_id, 0, size),
+            ),
+            message,
+            frames.frame_header(len(trailers), frames.HEADERS, _END, stream_id),
+            trailers,
         )
     )
 

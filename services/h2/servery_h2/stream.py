@@ -177,20 +177,27 @@ class Stream(Sending):
             pieces = (prefix + message,)
         return self.connection.out.data(self, *pieces)
 
-    def reply(self, message: bytes) -> None:
-        """Answer a unary call with success and no metadata."""
+    def reply(self, message: bytes, trailing_metadata: Metadata = ()) -> None:
+        """Answer a unary call with success.
+
+        Args:
+            message: Serialized.
+            trailing_metadata: Keys and values that can be sent; they are not checked.
+        """
         if self.closed:
             return
         out = self.connection.out
         size = len(message) + 5
         limit = self.connection.limits.max_send_message_bytes
         if len(message) <= limit and not self.head_sent and out.fits(self, size):
-            self.head_sent = True
-            self.window -= size
-            out.window -= size
-            out.put(response.unary_ok(self.stream_id, message))
-            self.connection.on_end_sent(self.stream_id)
-            return
+            trailers = self._ok_block(trailing_metadata)
+            if len(trailers) <= out.max_frame:
+                self.head_sent = True
+                self.window -= size
+                out.window -= size
+                out.put(response.unary_ok(self.stream_id, message, trailers))
+                self.connection.on_end_sent(self.stream_id)
+                return
         try:
             if not self.head_sent:
                 self.begin()
@@ -198,7 +205,13 @@ class Stream(Sending):
         except StatusError as error:
             self.finish(error.code, error.details)
         else:
-            self.finish(grpc.StatusCode.OK)
+            self.finish(grpc.StatusCode.OK, "", trailing_metadata)
+
+    def _ok_block(self, metadata: Metadata) -> bytes:
+        if not metadata:
+            return response.OK_BLOCK
+        most = self.connection.max_list_bytes
+        return response.trailer_block(grpc.StatusCode.OK, "", metadata, most, alone=False)
 
     def finish(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: response.Pairs = ()

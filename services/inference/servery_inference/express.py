@@ -5,19 +5,21 @@ a run of its own. All that is not plain, has to wait or is refused is left to th
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Final
 
-from servery_inference.access import MODEL_HEADER, TIMING_HEADER
+from servery_inference.access import MODEL_HEADER, TIMING_HEADER, may
 from servery_inference.batch import NotRowWiseError
 from servery_inference.codec import decode
-from servery_inference.forms import Form, PlainRequest, cut
-from servery_inference.in_flight import LIMITS_HEADER
+from servery_inference.forms import Form, PlainRequest, Reply, cut
+from servery_inference.in_flight import LIMITS_HEADER, InFlight
+from servery_inference.metering import USAGE_HEADER, usage_text
 from servery_inference.repository import Repository
 from servery_rpc.errors import ServeryError
-from servery_rpc.identity import CLAIMS_HEADER
+from servery_rpc.identity import CLAIMS_HEADER, caller_from
 
 _MAX_FORMS: Final = 512
 _MAX_FORM_BYTES: Final = 2 << 10
@@ -29,8 +31,9 @@ _PROBED: Final = 8
 """Of so many requests that come alone, one looks whether the others of its turn do."""
 
 _ASKING: Final = frozenset((CLAIMS_HEADER, LIMITS_HEADER, MODEL_HEADER, TIMING_HEADER))
-"""Metadata of calls that are more than a request: they come through the gateway, or want to know
-where their time went."""
+"""Metadata that decides about a call, or asks for more than an answer."""
+
+log = logging.getLogger(__name__)
 
 
 class Way(Enum):
@@ -48,23 +51,26 @@ class Express:
 
     Args:
         repository: The models.
+        in_flight: Counts what the general way answers.
     """
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, in_flight: InFlight) -> None:
         self._repository = repository
+        self._in_flight = in_flight
         self._forms: dict[bytes, Form | None] = {}
         self._turn: dict[Form, list[PlainRequest]] = {}
         self._in_turn = 0
         self._until_probe = 0
         self._company = 0
+        repository.on_change(self._forms.clear)  # They would keep versions in memory.
 
     def answer(
         self,
         message: bytes,
         metadata: Iterable[tuple[str, Any]],
         deadline: float | None,
-        deliver: Callable[[bytes | None], None],
-    ) -> bytes | Way:
+        deliver: Callable[[Reply | None], None],
+    ) -> Reply | Way:
         """Answer a serialized `ModelInferRequest`, or say what becomes of it.
 
         Args:
@@ -74,9 +80,6 @@ class Express:
             deliver: Gets the answer if it comes later, or None for the general way.
         """
         arrival = time.perf_counter_ns()
-        for key, _ in metadata:
-            if key in _ASKING:
-                return Way.GENERAL
         parts = cut(message) if len(message) <= _MAX_BYTES else None
         if parts is None:
             return Way.GENERAL
@@ -87,13 +90,28 @@ class Express:
             return Way.GENERAL
         if form is None or not form.fits(places) or not request_id.isascii():
             return Way.GENERAL
-        request = PlainRequest(message, places, request_id, arrival, deadline, deliver)
+        asked = [pair for pair in metadata if pair[0] in _ASKING]
+        if asked and not self._admits(dict(asked), form.model):
+            return Way.GENERAL
+        request = PlainRequest(message, places, request_id, arrival, deadline, bool(asked), deliver)
         self._count()
         if self._company and form.servable.joins_unasked:
             self._turn.setdefault(form, []).append(request)
             return Way.LATER
-        answers = _run(form, (request,))
-        return Way.GENERAL if answers is None else answers[0]
+        replies = _run(form, (request,))
+        return Way.GENERAL if replies is None else replies[0]
+
+    def _admits(self, asked: Mapping[str, Any], model: str) -> bool:
+        """Tell whether a call came through the gateway, and may be answered."""
+        claims, limits = asked.get(CLAIMS_HEADER), asked.get(LIMITS_HEADER)
+        if claims is None or TIMING_HEADER in asked or asked.get(MODEL_HEADER, model) != model:
+            return False
+        if limits is not None and not self._in_flight.has_room(limits):
+            return False
+        try:
+            return may(caller_from(claims), ("infer",), model)
+        except (ValueError, KeyError):
+            return False
 
     def _count(self) -> None:
         """Count a request of this turn of the event loop, if its end is to be looked at."""
@@ -119,9 +137,9 @@ class Express:
                 count = form.servable.joinable(len(requests) - at, form.rows, form.size)
                 together = requests[at : at + count]
                 at += count
-                answers: Sequence[bytes | None] = _run(form, together) or [None] * count
-                for request, answer in zip(together, answers, strict=True):
-                    request.deliver(answer)
+                replies: Sequence[Reply | None] = _run(form, together) or [None] * count
+                for request, reply in zip(together, replies, strict=True):
+                    request.deliver(reply)
 
     def _form(self, key: bytes, message: bytes) -> Form | None:
         known = self._forms.get(key)
@@ -138,11 +156,12 @@ class Express:
         return form
 
 
-def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[bytes] | None:
+def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None:
     """Answer requests of one form in one run; None if that cannot be."""
     deadlines = [each.deadline for each in requests if each.deadline is not None]
+    servable = form.servable
     try:
-        values = form.servable.infer_now(
+        run = servable.infer_now(
             form.feed(requests),
             form.outputs,
             [each.arrival_ns for each in requests],
@@ -150,6 +169,17 @@ def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[bytes] | None
             form.size * len(requests),
             min(deadlines, default=None),
         )
-        return None if values is None else form.render(requests, values)
+        if run is None:
+            return None
+        messages = form.render(requests, run.values)
     except (ServeryError, NotRowWiseError):
         return None
+    except Exception:  # A bug; it must not keep others of the turn from their answers.
+        log.exception("the short way failed for model %s", form.model)
+        return None
+    compute_ns = run.compute_infer_ns // len(requests)
+    usage = ((USAGE_HEADER, usage_text(servable.version, form.rows, compute_ns)),)
+    return [
+        Reply(message, usage if request.is_metered else ())
+        for message, request in zip(messages, requests, strict=True)
+    ]

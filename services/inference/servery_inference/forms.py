@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -29,6 +29,16 @@ _LOOKED_AT: Final = ("BOOL", "BYTES")
 """Datatypes whose elements are checked one by one."""
 
 
+class Reply(NamedTuple):
+    """The answer to a request."""
+
+    message: bytes
+    """A serialized `ModelInferResponse`."""
+
+    trailing: tuple[tuple[str, str], ...] = ()
+    """Metadata behind it."""
+
+
 @dataclass(slots=True, eq=False)
 class PlainRequest:
     """A request, cut into what is its own."""
@@ -44,7 +54,10 @@ class PlainRequest:
     deadline: float | None
     """When its caller stops waiting, by `time.monotonic`; None for never."""
 
-    deliver: Callable[[bytes | None], None]
+    is_metered: bool
+    """Whether its caller wants to know what it used."""
+
+    deliver: Callable[[Reply | None], None]
     """Gets the answer, if it is not there at once; None leaves the request to the general way."""
 
 

@@ -40,6 +40,13 @@ class InFlight:
                 if not self._places[owner]:
                     del self._places[owner]
 
+    def has_room(self, limits: str) -> bool:
+        """Tell whether all that `limits`, as in the header, names have a place left."""
+        try:
+            return bool(self._free(limits))
+        except QuotaExceededError:
+            return False
+
     def _free(self, limits: str) -> list[str]:
         owners = []
         for part in limits.split(","):

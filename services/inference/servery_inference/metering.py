@@ -33,7 +33,12 @@ class Tally:
         self._compute_ns += int(answer.timing.compute_infer_ns * answer.timing.share)
 
     def __str__(self) -> str:
-        return f"version={self._version};rows={self._rows};compute_ns={self._compute_ns}"
+        return usage_text(self._version, self._rows, self._compute_ns)
+
+
+def usage_text(version: int, rows: int, compute_ns: int) -> str:
+    """Render the value of `USAGE_HEADER`."""
+    return f"version={version};rows={rows};compute_ns={compute_ns}"
 
 
 def is_metered(context: Context) -> bool:

@@ -9,6 +9,7 @@ from typing import Final
 from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference.batcher import Batcher, ModelCannotRunError
 from servery_inference.classification import Labels
+from servery_inference.execution import Run
 from servery_inference.model_config import offered
 from servery_inference.queueing import (
     DeadlineUnreachableError,
@@ -140,7 +141,7 @@ class Servable:
         rows: int,
         size: int,
         deadline: float | None,
-    ) -> Sequence[Array] | None:
+    ) -> Run | None:
         """Run the model at once on requests that say nothing about their turn.
 
         Args:
@@ -176,7 +177,7 @@ class Servable:
                 batch_size=rows,
                 total_ns=ended - arrival,
             )
-        return run.values
+        return run
 
     async def compute(
         self,

@@ -96,8 +96,8 @@ async def serving_inference(settings: InferenceSettings) -> AsyncIterator[Runnin
         informed, directory = await _source(settings, repository, loader, stack)
         switch = stack.enter_context(LogSwitch.installed())
         memory = stack.enter_context(SharedMemory.open()) if settings.shared_memory else None
-        endpoint, express = InferEndpoint(repository, memory), Express(repository)
         in_flight = InFlight()
+        endpoint, express = InferEndpoint(repository, memory), Express(repository, in_flight)
         extensions = (*EXTENSIONS, *(["system_shared_memory"] if memory else ()))
         handlers = {
             **InferenceServicer(

@@ -15,6 +15,7 @@ import servery_h2
 from servery_h2 import RawOutcome, Stream, hand_over
 from servery_inference.access import deadline_of
 from servery_inference.express import Express, Way
+from servery_inference.forms import Reply
 from servery_inference.rpcs import SERVICE
 from servery_rpc.call_metrics import calls_of
 from servery_rpc.interceptor import Context, First, GuardedServer
@@ -35,21 +36,22 @@ def raw_handler(express: Express) -> servery_h2.RawHandler:
     """Return the handler for `servery_h2`."""
     calls = calls_of(PATH)
 
-    def infer(message: bytes, stream: Stream) -> bytes | RawOutcome:
+    def infer(message: bytes, stream: Stream) -> RawOutcome:
         start = time.perf_counter()
 
-        def deliver(answer: bytes | None) -> None:
-            if answer is None:
+        def deliver(reply: Reply | None) -> None:
+            if reply is None:
                 hand_over(stream, message)
             else:
-                stream.reply(answer)
+                stream.reply(*reply)
                 calls.end(_OK, start)
 
         found = express.answer(message, stream.metadata, deadline_of(stream), deliver)
-        if isinstance(found, bytes):
-            calls.end(_OK, start)
-            return found
-        return RawOutcome.LATER if found is Way.LATER else RawOutcome.ORDINARY
+        if found is Way.GENERAL:
+            return RawOutcome.ORDINARY
+        if not isinstance(found, Way):
+            deliver(found)
+        return RawOutcome.LATER
 
     return infer
 
@@ -60,19 +62,22 @@ def first_handler(express: Express) -> First:
 
     async def infer(message: bytes, context: Context) -> bytes | None:
         start = time.perf_counter()
-        later: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        later: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
 
-        def deliver(answer: bytes | None) -> None:
+        def deliver(reply: Reply | None) -> None:
             if not later.done():  # Else the caller left.
-                later.set_result(answer)
+                later.set_result(reply)
 
         metadata = context.invocation_metadata() or ()
         found = express.answer(message, metadata, deadline_of(context), deliver)
-        answer = found if isinstance(found, bytes) else None
-        if found is Way.LATER:
-            answer = await later
-        if answer is not None:
-            calls.end(_OK, start)
-        return answer
+        if found is Way.GENERAL:
+            return None
+        reply = found if isinstance(found, Reply) else await later
+        if reply is None:
+            return None
+        if reply.trailing:
+            context.set_trailing_metadata(reply.trailing)
+        calls.end(_OK, start)
+        return reply.message
 
     return infer
