@@ -94,6 +94,36 @@ def test_every_command_has_json_and_a_table(platform: Platform, iris: dict[str, 
     assert "accuracy" in json.loads(shown.stdout)
 
 
+def test_usage_tells_what_the_engine_did_and_what_it_cost(
+    platform: Platform, iris: dict[str, list[float]]
+) -> None:
+    created = json.loads(
+        platform.cli("keys", "create", "--allow", "infer:iris", "-o", "json").stdout
+    )
+    priced = platform.cli("prices", "set", "-", "--thousand-rows", "1000")
+    assert priced.returncode == 0, priced.stderr
+    with platform.client() as servery:
+        wait_served(servery, "iris")
+    with platform.client(created["secret"]) as counted:
+        for _ in range(2):
+            counted.predict("iris", iris)
+    deadline = time.monotonic() + 20
+    command = ("usage", "--by", "api_key", "--by", "model", "--by", "version", "-o", "json")
+    while True:
+        rows = json.loads(platform.cli(*command).stdout)
+        own = [row for row in rows if row.get("api_key") == created["api_key"]["name"]]
+        inferred = [row for row in own if row.get("version")]
+        if [row["requests"] for row in inferred] == ["2"] or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    (row,) = inferred
+    assert row["model"] == "tenants/default/models/iris"
+    assert (row["version"], row["rows"]) == ("1", "6")
+    assert float(row["compute_time"].removesuffix("s")) > 0
+    assert row["cost_nanos"] == str(6 * 10**9)
+    assert "tenants/default/models/iris" in platform.cli("usage", "--by", "model").stdout
+
+
 def test_keys_limit_and_end(platform: Platform, iris: dict[str, list[float]]) -> None:
     created = json.loads(
         platform.cli("keys", "create", "--allow", "infer:iris", "-o", "json").stdout
