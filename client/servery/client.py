@@ -17,6 +17,7 @@ from servery.jobs import Jobs
 from servery.keys import Keys
 from servery.models import Models
 from servery.quotas import Quotas
+from servery.routes import Routes
 from servery.tenants import Tenants
 from servery.tensors import from_output, to_input
 from servery.tuning import Studies
@@ -70,6 +71,7 @@ class Client:
         self.models = Models(self._connection)
         self.studies = Studies(self._connection)
         self.quotas = Quotas(self._connection)
+        self.routes = Routes(self._connection)
         self.tenants = Tenants(self._connection)
         self.usage = Usage(self._connection)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -12,7 +13,10 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from click.testing import Result
+from typer.testing import CliRunner
 
+from servery.cli.__main__ import app
 from servery.errors import ApiError
 from servery.gateway.v1 import route_pb2 as pb
 from servery.gateway.v1 import route_pb2_grpc as pb_grpc
@@ -179,6 +183,28 @@ async def test_a_route_is_told_as_it_was_set(pools: Pools) -> None:
     got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
     assert [(p.pool, p.weight) for p in got.route.pools] == [("default", 1)]
     assert not (await pools.routes.ListRoutes(pb.ListRoutesRequest())).routes
+
+
+async def test_routes_by_command(pools: Pools) -> None:
+    key = await pools.stack.new_key(admin=["*"])
+
+    async def servery(*arguments: str) -> Result:
+        address = pools.stack.settings.public_listen
+        options = ["--address", address, "--api-key", key.secret, "routes", *arguments]
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, options))
+
+    canary = ("--pool", "default=9", "--pool", "gpu=1", "--mirror", "gpu")
+    stored = await servery("set", "digits", *canary)
+    assert stored.stdout.split()[-4:] == [DIGITS, "default:90%", "gpu:10%", "gpu"]
+    listed = json.loads((await servery("list", "-o", "json")).stdout)
+    assert listed["pools"] == ["default", "gpu"]
+    assert [route["name"] for route in listed["routes"]] == [DIGITS]
+    assert (await servery("delete", DIGITS)).exit_code == 0
+    assert "default:100%" in (await servery("show", "digits")).stdout
+    assert (await servery("set", "digits", "--pool", "gpu=x")).exit_code == 2
+    refused = await servery("set", "digits", "--pool", "tpu")
+    assert isinstance(refused.exception, ApiError)
+    assert refused.exception.metadata["field"] == "route.pools[0].pool"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from servery.cli import (
     predict,
     prices,
     quotas,
+    routes,
     tenants,
     train,
     tune,
@@ -42,6 +43,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(quotas.app, name="quotas")
+app.add_typer(routes.app, name="routes")
 app.command("usage")(usage.usage)
 app.add_typer(prices.app, name="prices")
 app.add_typer(budgets.app, name="budgets")
