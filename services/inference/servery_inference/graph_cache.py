@@ -23,6 +23,7 @@ import onnxruntime as ort
 
 MAX_BYTES: Final = 1 << 30
 MAX_ENTRIES: Final = 10_000
+MIN_LOAD_S: Final = 0.05
 
 _FACTS: Final = "facts.json"
 _GRAPH: Final = "graph.onnx"
@@ -55,13 +56,16 @@ class GraphCache:
     Args:
         root: It is made if it is not there.
         max_bytes: What all entries may take; those used longest ago go first.
+        min_load_s: Graphs that load sooner are not worth keeping optimised: looking costs as much.
 
     Raises:
         OSError: It cannot be made.
         GraphCacheUnsafeError: It belongs to another user, or others may write to it.
     """
 
-    def __init__(self, root: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, root: Path, max_bytes: int = MAX_BYTES, min_load_s: float = MIN_LOAD_S
+    ) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = root.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -69,6 +73,7 @@ class GraphCache:
                 f"the directory {root.name!r} of the cache must belong to the user of this process,"
                 " who alone may write to it"
             )
+        self.min_load_s = min_load_s
         self._root = root
         self._max_bytes = max_bytes
         self._digests: dict[Path, tuple[object, str]] = {}

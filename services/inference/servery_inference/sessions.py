@@ -18,13 +18,11 @@ from servery_inference.engine import Engine, LoadFailedError, explained
 from servery_inference.graph_cache import GraphCache, processor
 from servery_inference.options import NO_OPTIMISATION, PROVIDERS, ModelOptions, Provider
 
-MIN_LOAD_S: Final = 0.05
-"""Graphs that load sooner are not worth keeping optimised: the look-up costs as much."""
-
 MAX_KEPT_BYTES: Final = 64 << 20
-"""Larger graphs are weights above all, which take as long to load either way."""
+"""With all files beside it. Larger graphs are weights above all, which load no sooner."""
 
 _PAYS: Final = 0.9
+_LOAD_S: Final = "load_s"
 _LOG_FATAL: Final = 4
 _FAULTS: Final = ort.capi.onnxruntime_pybind11_state
 _LOAD_FAULTS: Final = (
@@ -101,26 +99,25 @@ def _open_session(
 ) -> ort.InferenceSession:
     # What TensorRT compiles cannot be kept this way, and what CUDA makes of a graph is not tried.
     if cache is not None and options.provider == "cpu" and options.graph_level != NO_OPTIMISATION:
-        with contextlib.suppress(OSError, LoadFailedError):  # Without it, it may go well.
-            if graph.stat().st_size <= MAX_KEPT_BYTES:
-                return _open_cached(graph, options, device_id, cache)
+        with contextlib.suppress(OSError):
+            if sum(p.stat().st_size for p in graph.parent.rglob("*")) <= MAX_KEPT_BYTES:
+                return _open_known(graph, options, device_id, cache)
     return _made(graph, options, device_id, options.session_options())
 
 
-def _open_cached(
+def _open_known(
     graph: Path, options: ModelOptions, device_id: int, cache: GraphCache
 ) -> ort.InferenceSession:
     started = time.perf_counter()
     key = cache.key(graph, "optimised", options, processor())
     entry = cache.read(key)
     if entry is not None and entry.graph is not None:
-        optimised = options.session_options(is_optimised=True)
-        try:
+        # One with external data is not whole without the files beside it.
+        with contextlib.suppress(LoadFailedError):
+            optimised = options.session_options(is_optimised=True)
             session = _made(entry.graph, options, device_id, optimised)
-        except LoadFailedError:  # One with external data is not whole without the files beside it.
-            pass
-        else:
-            if time.perf_counter() - started < float(entry.facts["load_s"]) * _PAYS:
+            before_s = entry.facts.get(_LOAD_S)
+            if isinstance(before_s, float) and time.perf_counter() - started < before_s * _PAYS:
                 return session
         cache.drop(key)
         with cache.draft(key) as draft:
@@ -128,14 +125,12 @@ def _open_cached(
     began = time.perf_counter()
     session = _made(graph, options, device_id, options.session_options())
     load_s = time.perf_counter() - began
-    if entry is None and load_s >= MIN_LOAD_S:
-        with cache.draft(key) as draft:
+    if entry is None and load_s >= cache.min_load_s:
+        with contextlib.suppress(OSError, LoadFailedError), cache.draft(key) as draft:
             saving = options.session_options()
             saving.optimized_model_filepath = str(draft.graph)
-            _made(
-                graph, options, device_id, saving
-            )  # Once more, so that the time is that of loading.
-            draft.keep({"load_s": load_s})
+            _made(graph, options, device_id, saving)  # Once more: `load_s` is that of a load alone.
+            draft.keep({_LOAD_S: load_s})
     return session
 
 
