@@ -1,7 +1,7 @@
 """The audit log: every administrative act, who did it, and how it ended.
 
 Append-only lines of JSON, on disk before the caller gets its answer. It holds no secret: of a
-request and its answer only the names of what they are about.
+request and its answer only what they are about.
 """
 
 from __future__ import annotations  # grpc's generics exist only in its stubs.
@@ -15,6 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
 from servery.errors.v1.error_reason_pb2 import ErrorReason
 from servery_rpc.errors import ServeryError
 from servery_rpc.identity import caller_of
@@ -22,16 +25,16 @@ from servery_rpc.interceptor import request_id
 
 S = TypeVar("S")
 
-_ACTS: Final = (
+ACTS: Final = (
     *("CreateTenant", "CreateApiKey", "RevokeApiKey", "SetQuota", "SetRoute"),
     *("SetPrices", "SetBudget"),
 )
-_SUBJECTS: Final = (
-    *("name", "parent", "tenant.name", "api_key.name", "quota.name", "route.name"),
-    *("prices.name", "budget.name"),
-    *("tenant.display_name", "api_key.display_name"),
-)
-"""Fields of requests and answers that tell what an act is about."""
+"""Every method that changes what the gateway keeps."""
+
+_NAMES: Final = ("name", "parent")
+_SUBJECTS: Final = ("tenant", "api_key", "quota", "route", "prices", "budget")
+"""Fields of requests and answers that tell what an act is about: texts, and messages. What else
+there is, such as the secret of a new key, is not written."""
 
 
 class AuditLog:
@@ -66,7 +69,7 @@ class AuditLog:
 
 def audited(servicer: S, log: AuditLog, now: Callable[[], datetime]) -> S:
     """Return `servicer`, whose acts are written to `log` from now on, refused ones included."""
-    for name in _ACTS:
+    for name in ACTS:
         method = getattr(servicer, name, None)
         if method is not None:
             setattr(servicer, name, _audited(name, method, log, now))
@@ -100,12 +103,14 @@ def _audited(
     return act
 
 
-def _subjects(message: Any) -> dict[str, str]:
-    found = {}
-    for path in _SUBJECTS:
-        value = message
-        for part in path.split("."):
-            value = getattr(value, part, None)
-        if isinstance(value, str) and value:
-            found[path] = value
+def _subjects(message: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _NAMES:
+        text = getattr(message, name, None)
+        if isinstance(text, str) and text:
+            found[name] = text
+    for name in _SUBJECTS:
+        value = getattr(message, name, None)
+        if isinstance(value, Message):
+            found[name] = MessageToDict(value, preserving_proto_field_name=True)
     return found

@@ -153,7 +153,7 @@ def _line(row: Row) -> list[str | int]:
         f"{row.sums.duration_us / 1e6:.6f}",
         row.sums.rows,
         f"{row.sums.compute_ns / 1e9:.9f}",
-        str(Decimal(row.sums.cost_nanos).scaleb(-9)),
+        f"{Decimal(row.sums.cost_nanos).scaleb(-9):.9f}",
     ]
 
 

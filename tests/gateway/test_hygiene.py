@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from servery.gateway.v1 import (
+    billing_pb2,
+    billing_pb2_grpc,
+    quota_pb2,
+    quota_pb2_grpc,
+    usage_pb2,
+)
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from servery.gateway.v1 import usage_pb2
 from servery.inference.v1 import grpc_service_pb2 as oip
+from servery_gateway import audit
 from servery_gateway.envoy import admin
+from servery_gateway.methods import GATEWAY, methods
 from tests.gateway.test_usage import counted, query, usage
 
 if TYPE_CHECKING:
@@ -134,11 +142,42 @@ async def test_every_act_is_written_down_without_its_secret(stack: Stack) -> Non
         ("CreateApiKey", "OK"),
         ("CreateApiKey", "ERROR_REASON_PERMISSION_DENIED"),
     ]
-    assert mine[0]["request"] == {"parent": "tenants/audited", "api_key.display_name": "CI"}
-    assert mine[0]["response"] == {
-        "api_key.name": created.api_key.name,
-        "api_key.display_name": "CI",
+    wanted = {
+        "display_name": "CI",
+        "permissions": [{"verb": "VERB_READ", "models": ["*"]}],
     }
+    assert mine[0]["request"] == {"parent": "tenants/audited", "api_key": wanted}
+    stored = mine[0]["response"]["api_key"]
+    assert stored["name"] == created.api_key.name
+    assert wanted.items() <= stored.items()
     for secret in (created.secret, administrator.secret, token):
         assert secret not in text
     assert log.stat().st_mode & 0o077 == 0
+
+
+async def test_acts_tell_what_was_set(stack: Stack) -> None:
+    await stack.new_key("recorded", infer=["*"])
+    name = "tenants/recorded"
+    quota = quota_pb2.Quota(name=name, requests_per_second=7)
+    prices = billing_pb2.Prices(name=name, thousand_rows_nanos=5)
+    budget = billing_pb2.Budget(name=name, amount_nanos=9, hard_stop=True)
+    quotas = quota_pb2_grpc.QuotaServiceStub(stack.platform)
+    billing = billing_pb2_grpc.BillingServiceStub(stack.platform)
+    await quotas.SetQuota(quota_pb2.SetQuotaRequest(quota=quota))
+    await billing.SetPrices(billing_pb2.SetPricesRequest(prices=prices))
+    await billing.SetBudget(billing_pb2.SetBudgetRequest(budget=budget))
+    text = await asyncio.to_thread((stack.settings.data_dir / "audit.jsonl").read_text)
+    acts = [json.loads(line) for line in text.splitlines()]
+    told = {act["act"]: act["request"] for act in acts if name in json.dumps(act["request"])}
+    assert told["SetQuota"] == {"quota": {"name": name, "requests_per_second": 7}}
+    assert told["SetPrices"] == {"prices": {"name": name, "thousand_rows_nanos": "5"}}
+    assert told["SetBudget"] == {"budget": {"name": name, "amount_nanos": "9", "hard_stop": True}}
+
+
+async def test_every_method_that_changes_something_is_an_act() -> None:
+    changing = {
+        method.name
+        for method in methods()
+        if method.upstream == GATEWAY and not method.name.startswith(("Get", "List", "Query"))
+    }
+    assert changing - {"ExchangeApiKey", "ExportUsage"} == set(audit.ACTS)
