@@ -69,7 +69,9 @@ end
 -- Who the client certificate says it is; the first entry that fits counts.
 local function by_certificate(handle)
   local connection = handle:streamInfo():downstreamSslConnection()
-  if connection == nil or not connection:peerCertificateValidated() then return nil end
+  -- One that is not good gets no connection. `peerCertificateValidated` would be false where a session
+  -- is resumed, with the certificate of its beginning.
+  if connection == nil or not connection:peerCertificatePresented() then return nil end
   local uris = connection:uriSanPeerCertificate()
   if #uris ~= 1 then return nil, "a certificate without exactly one URI" end
   for _, known in ipairs(CERTIFICATES) do

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,3 +192,32 @@ async def test_the_sdk_shows_certificates(secured: Secured) -> None:
             return [tenant.name for tenant in client.tenants.list()]
 
     assert "tenants/default" in await asyncio.to_thread(tenants)
+
+
+async def test_a_resumed_connection_is_worth_as_much_as_the_first(
+    secured: Secured, module_directory: Path
+) -> None:
+    """Its certificate is not shown again."""
+    chain, key = secured.authority.sign("spiffe://example.org/ns/ops/sa/deployer")
+    for name, pem in (("client.pem", chain), ("client.key", key), ("root.pem", secured.root)):
+        (module_directory / name).write_bytes(pem)
+    context = ssl.create_default_context(cafile=str(module_directory / "root.pem"))
+    context.load_cert_chain(module_directory / "client.pem", module_directory / "client.key")
+    address = secured.stack.settings.public_address
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession | None, bool]:
+        with (
+            socket.create_connection((address.host, address.port)) as plain,
+            context.wrap_socket(plain, server_hostname=address.host, session=session) as secure,
+        ):
+            request = "GET /v1/tenants HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            secure.sendall(request.encode())
+            answer = secure.recv(100)
+            return answer, secure.session, bool(secure.session_reused)
+
+    answer, session, reused = await asyncio.to_thread(ask, None)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert not reused
+    answer, _, reused = await asyncio.to_thread(ask, session)
+    assert reused
+    assert answer.startswith(b"HTTP/1.1 200")
