@@ -5,20 +5,16 @@ It knows paths, headers and JSON. What a request means, and who may make it, is 
 
 import asyncio
 import json
-import logging
-import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import Message
-from google.rpc import code_pb2
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from servery.errors.v1.error_reason_pb2 import ErrorReason
 from servery_inference.access import (
     TIMING_HEADER,
     asks,
@@ -27,6 +23,7 @@ from servery_inference.access import (
     timing_text,
 )
 from servery_inference.endpoint import InferEndpoint
+from servery_inference.http_answers import Handle, guarded, no_such_route, traced
 from servery_inference.http_codec import HttpRequest, decode, encode
 from servery_inference.http_compression import accepted, compress, decompress
 from servery_inference.http_routes import ROUTES, Asked, Call
@@ -35,15 +32,7 @@ from servery_inference.metering import USAGE_HEADER, Tally, is_metered
 from servery_inference.raw_request import raw_request
 from servery_inference.repository import Repository
 from servery_inference.rpcs import Handlers
-from servery_rpc.errors import (
-    CODES,
-    FieldInvalidError,
-    PermissionDeniedError,
-    ServeryError,
-    UploadTooLargeError,
-)
-from servery_rpc.identity import CLAIMS_HEADER
-from servery_rpc.interceptor import REQUEST_ID_HEADER, request_id
+from servery_rpc.errors import FieldInvalidError, UploadTooLargeError
 
 if TYPE_CHECKING:
     from servery_rpc.telemetry import Telemetry
@@ -60,24 +49,6 @@ _INFER_PATHS: Final = (
     "/v2/models/{model}/versions/{version}/infer",
 )
 _INLINE_BYTES: Final = 1 << 16
-_STATUSES: Final[Mapping[int, int]] = {
-    code_pb2.INVALID_ARGUMENT: 400,
-    code_pb2.FAILED_PRECONDITION: 400,
-    code_pb2.UNAUTHENTICATED: 401,
-    code_pb2.PERMISSION_DENIED: 403,
-    code_pb2.NOT_FOUND: 404,
-    code_pb2.ALREADY_EXISTS: 409,
-    code_pb2.ABORTED: 409,
-    code_pb2.RESOURCE_EXHAUSTED: 429,
-    code_pb2.INTERNAL: 500,
-    code_pb2.UNIMPLEMENTED: 501,
-    code_pb2.UNAVAILABLE: 503,
-    code_pb2.DEADLINE_EXCEEDED: 504,
-}
-
-_Handle = Callable[[Request], Awaitable[Response]]
-
-log = logging.getLogger(__name__)
 
 
 class HttpContext:
@@ -120,52 +91,15 @@ def http_app(
     """
     limit = max_body_bytes if max_body_bytes >= 0 else MAX_BODY_BYTES
     door = _Door(handlers, endpoint, repository, in_flight, limit)
-    ways: list[tuple[str, str, _Handle]] = [
+    ways: list[tuple[str, str, Handle]] = [
         (route.method, route.path, partial(door.call, route)) for route in ROUTES
     ]
     ways += [("POST", path, door.infer) for path in _INFER_PATHS]
     routes = [
-        Route(path, _traced(telemetry, method, path, _guarded(handle)), methods=[method])
+        Route(path, traced(telemetry, method, path, guarded(handle)), methods=[method])
         for method, path, handle in ways
     ]
-    return Starlette(routes=routes, exception_handlers={404: _no_such_route, 405: _no_such_route})
-
-
-def _guarded(handle: _Handle) -> _Handle:
-    """Return `handle` with an answer for whatever goes wrong inside."""
-
-    async def answer(request: Request) -> Response:
-        given = request.headers.get(REQUEST_ID_HEADER, "")[:100]
-        request_id.set(given or f"{random.getrandbits(64):016x}")
-        try:
-            _refuse_strange_pages(request)
-            return await handle(request)
-        except ServeryError as error:
-            log.info("%s: %s", request.url.path, error)
-            return _refusal(error)
-        except ClientDisconnect:
-            return Response(status_code=400)
-        except Exception:
-            log.exception("unhandled error in %s", request.url.path)
-            text = f"internal error; the operator finds it in the log by {request_id.get()}"
-            return _error(500, text)
-
-    return answer
-
-
-def _traced(telemetry: "Telemetry | None", method: str, path: str, handle: _Handle) -> _Handle:
-    """Return `handle` with a span around it, unless machines call it again and again."""
-    if telemetry is None or path.startswith("/v2/health"):
-        return handle
-
-    async def answer(request: Request) -> Response:
-        attributes = {"http.request.method": method, "http.route": path}
-        with telemetry.span(f"{method} {path}", request.headers.items(), attributes) as span:
-            response = await handle(request)
-            span.set_attribute("http.response.status_code", response.status_code)
-            return response
-
-    return answer
+    return Starlette(routes=routes, exception_handlers={404: no_such_route, 405: no_such_route})
 
 
 class _Door:
@@ -250,16 +184,6 @@ class _Door:
         return await asyncio.to_thread(decompress, body, encoding, most)
 
 
-def _refuse_strange_pages(request: Request) -> None:
-    """Keep web pages of others from using a browser on this machine as a way in.
-
-    Raises:
-        PermissionDeniedError: A page asks, and the gateway did not let it through.
-    """
-    if "origin" in request.headers and CLAIMS_HEADER not in request.headers:
-        raise PermissionDeniedError("infer", "web pages, on a port without the gateway")
-
-
 def _json_length(request: Request) -> int | None:
     text = request.headers.get(LENGTH_HEADER)
     if text is None:
@@ -274,24 +198,3 @@ async def _where_fits(size: int, work: Callable[..., Any], *arguments: Any) -> A
     if size <= _INLINE_BYTES:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
-
-
-def _refusal(error: ServeryError) -> Response:
-    headers = {}
-    if error.retry_after_ms is not None:
-        headers["retry-after"] = str(-(-error.retry_after_ms // 1000))
-    status = 413 if isinstance(error, UploadTooLargeError) else _STATUSES[CODES[error.reason]]
-    return _error(status, str(error), headers, reason=ErrorReason.Name(error.reason))
-
-
-def _error(
-    status: int, text: str, headers: Mapping[str, str] | None = None, **more: str
-) -> Response:
-    content = json.dumps({"error": text, **more}, ensure_ascii=False).encode()
-    return Response(content, status, headers, media_type="application/json")
-
-
-async def _no_such_route(_: Request, error: Exception) -> Response:
-    return _error(
-        getattr(error, "status_code", 404), "there is no such route, or not by this method"
-    )
