@@ -103,6 +103,11 @@ def test_means_and_deviations_hold_over_blocks(file: Path) -> None:
     assert column.standard_deviation == pytest.approx(numbers.std(), rel=1e-9)
 
 
+def test_a_table_is_one_whatever_its_first_column_is_called(file: Path) -> None:
+    for name in ("PK", "PKID", "Rar!", f"{'a' * 100},{'b' * 100},{'c' * 54},ustar"):
+        assert inspect_csv(file, f"{name}\n{'1,' * name.count(',')}1\n".encode()).row_count == 1
+
+
 TYPED = b"zip,day\n01234,2024-02-29\n00501,\n"
 
 

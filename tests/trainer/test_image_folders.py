@@ -204,3 +204,11 @@ def test_refuses_a_text_that_is_none_by_name(path: Path) -> None:
         packed = as_tar({"a/1.txt": b"fine", "a/2.txt": content})
         found = refused(path, packed, pb.DATASET_FORMAT_TEXTS)
         assert found == {"problem": "MALFORMED", "file": "a/2.txt"}
+
+
+def test_arrays_may_be_named_as_files_may_not(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, **{"..\\images": PIXELS, ".labels": np.array([5, 7])})
+    assert inspect(path, pb.DATASET_FORMAT_NPZ).row_count == 2
+    with open_arrays(path) as arrays:
+        np.testing.assert_array_equal(arrays.load("..\\images"), PIXELS)

@@ -1,7 +1,9 @@
 """What archives may hold, whatever they are made of."""
 
+import bz2
 import gzip
 import io
+import lzma
 import stat
 import struct
 import tarfile
@@ -77,6 +79,14 @@ def test_refuses_archives_in_archives(path: Path, pack: Pack) -> None:
     for inner in PACKERS.values():
         found = refused(path, pack({"a/1.txt": b"x", "a/2.txt": inner({"b": b"x"})}))
         assert found == {"problem": "NESTED_ARCHIVE", "file": "a/2.txt"}
+
+
+def test_refuses_compressed_files_but_not_texts_that_look_like_them(path: Path) -> None:
+    for squeeze in (gzip.compress, bz2.compress, lzma.compress):
+        found = refused(path, as_zip({"a/1.txt": squeeze(b"x" * 100)}))
+        assert found == {"problem": "NESTED_ARCHIVE", "file": "a/1.txt"}
+    texts = {"a/1.txt": b"BZhang met Rar! and PK", "a/2.txt": b"7z ustar"}
+    assert contents(path, as_zip(texts)) == texts
 
 
 def tar_of(*entries: tarfile.TarInfo) -> bytes:

@@ -16,6 +16,8 @@ from servery_trainer.members import read_members
 FORMATS: Final = frozenset({pb.DATASET_FORMAT_NPZ, pb.DATASET_FORMAT_IDX, pb.DATASET_FORMAT_IMAGES})
 """Those of arrays."""
 
+_LOCAL_HEADER_BYTES: Final = 30 + 65_535  # of the first file of a ZIP
+
 
 class Arrays(Protocol):
     """Arrays with as many rows each."""
@@ -35,11 +37,13 @@ def sniff(path: Path) -> pb.DatasetFormat.ValueType:
     Raises:
         DatasetInvalidError: It is no archive.
     """
+    with path.open("rb") as file:
+        start = file.read(_LOCAL_HEADER_BYTES)
+    name_bytes = int.from_bytes(start[26:28], "little")
+    if start.startswith(b"PK") and start[30 : 30 + name_bytes].endswith(b".npy"):
+        return pb.DATASET_FORMAT_NPZ
     for member in read_members(path):
-        if member.name.endswith(".npy"):
-            return pb.DATASET_FORMAT_NPZ
-        start = member.stream.read(3)
-        if start[:2] in (b"\0\0", b"\x1f\x8b"):
+        if member.stream.read(2) in (b"\0\0", b"\x1f\x8b"):
             return pb.DATASET_FORMAT_IDX
         break
     return pb.DATASET_FORMAT_IMAGES

@@ -35,15 +35,13 @@ _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _END: Final = struct.Struct("<4s4H2LH")
 _LOCATOR_BYTES: Final = 20
 _GZIP: Final = b"\x1f\x8b"
-_ARCHIVES: Final = (
-    b"PK\x03\x04",
-    _GZIP,
-    b"BZh",
-    b"\xfd7zXZ",
-    b"7z\xbc\xaf",
-    b"Rar!",
-    b"\x28\xb5\x2f\xfd",
+_TAR: Final = (b"ustar\0", b"ustar ")
+_TAKEN: Final = (b"PK\x03\x04", b"PK\x05\x06", _GZIP)
+_ARCHIVE: Final = re.compile(
+    rb"PK\x03\x04|\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|\x28\xb5\x2f\xfd"
 )
+"""How archives and compressed files of all kinds begin."""
+
 _UNREADABLE: Final = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -85,7 +83,7 @@ class Member:
                 f"the file {shown(self.name)!r} has more than {most >> 20} MiB; that is the limit",
                 file=self.name,
             )
-        if content.startswith(_ARCHIVES) or content[257:262] == b"ustar":
+        if _ARCHIVE.match(content) or content[257:263] in _TAR:
             raise DatasetInvalidError(
                 Problem.NESTED_ARCHIVE,
                 f"the file {shown(self.name)!r} is itself an archive; unpack it, then pack its"
@@ -97,7 +95,7 @@ class Member:
 
 def is_archive(start: bytes) -> bool:
     """Tell whether a file that begins like this may be a ZIP or TAR archive; give 512 bytes."""
-    return start.startswith((b"PK", _GZIP)) or start[257:262] == b"ustar"
+    return start.startswith(_TAKEN) or start[257:263] in _TAR
 
 
 def read_members(path: Path) -> Iterator[Member]:
