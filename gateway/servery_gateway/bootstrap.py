@@ -10,7 +10,10 @@ from servery_gateway.extensions import CONTROL_PLANE, EXTENSIONS
 from servery_gateway.snapshot import CLUSTER, LISTENER
 
 _MAX_CONNECTIONS: Final = 10_000
-_MAX_HEAP_BYTES: Final = 4 << 30
+MAX_HEAP_MIB: Final = 4096
+_TRACKED_FROM_LOG2_BYTES: Final = 20
+"""Streams that hold at least this much may be reset when memory runs short; the largest first."""
+
 _LOG_FORMAT: Final = {
     "time": "%Y-%m-%dT%T.%e%z",
     "level": "%l",
@@ -19,13 +22,20 @@ _LOG_FORMAT: Final = {
 }
 
 
-def bootstrap(ads: UnixAddress, admin: UnixAddress, files: Path | None = None) -> Mapping[str, Any]:
+def bootstrap(
+    ads: UnixAddress,
+    admin: UnixAddress,
+    files: Path | None = None,
+    max_heap_mib: int = MAX_HEAP_MIB,
+) -> Mapping[str, Any]:
     """Return the bootstrap configuration.
 
     Args:
         ads: The control plane.
         admin: Where Envoy answers administrators.
         files: Directory of `ConfigurationFiles` to serve by, instead of what `ads` says.
+        max_heap_mib: Memory from 80 % of which on it resets its largest streams, and from 95 % of
+            which on it takes no more requests.
     """
     control_plane = {
         "name": CONTROL_PLANE,
@@ -65,12 +75,20 @@ def bootstrap(ads: UnixAddress, admin: UnixAddress, files: Path | None = None) -
                 _monitor(
                     "fixed_heap",
                     "fixed_heap.v3.FixedHeapConfig",
-                    max_heap_size_bytes=_MAX_HEAP_BYTES,
+                    max_heap_size_bytes=max_heap_mib << 20,
                 ),
             ],
+            "buffer_factory_config": {
+                "minimum_account_to_track_power_of_two": _TRACKED_FROM_LOG2_BYTES
+            },
             "actions": [
-                _at_heap("shrink_heap", 0.9),
-                _at_heap("stop_accepting_requests", 0.95),
+                _at_heap(
+                    "reset_high_memory_stream",
+                    scaled={"scaling_threshold": 0.8, "saturation_threshold": 0.95},
+                ),
+                _at_heap("shrink_heap", threshold={"value": 0.9}),
+                _at_heap("stop_accepting_requests", threshold={"value": 0.95}),
+                _at_heap("stop_accepting_connections", threshold={"value": 0.98}),
             ],
         },
     }
@@ -102,6 +120,6 @@ def _monitor(name: str, config: str, **limits: int) -> Mapping[str, Any]:
     }
 
 
-def _at_heap(action: str, share: float) -> Mapping[str, Any]:
-    trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": share}}
+def _at_heap(action: str, **when: Mapping[str, float]) -> Mapping[str, Any]:
+    trigger = {"name": "envoy.resource_monitors.fixed_heap", **when}
     return {"name": f"envoy.overload_actions.{action}", "triggers": [trigger]}

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 from servery_gateway.secret_files import make_private_directory
@@ -44,7 +45,7 @@ def source(directory: Path, kind: str, name: str = _WHOLE) -> Resource:
 
 
 class ConfigurationFiles:
-    """The files of one directory, for this user alone. Used by one thread at a time; blocks.
+    """The files of one directory, for this user alone. Safe to use from many threads; blocks.
 
     Raises:
         OSError: The directory cannot be made.
@@ -54,13 +55,25 @@ class ConfigurationFiles:
         make_private_directory(directory)
         self._directory = directory
         self._kept: dict[str, str] = {}
+        self._lock = Lock()
+        self._closed = False
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Replace what differs from `snapshot`.
+        """Replace what differs from `snapshot`; nothing once this is closed.
 
         Raises:
             OSError: A file cannot be written. What was written stays.
         """
+        with self._lock:
+            if not self._closed:
+                self._keep(snapshot)
+
+    def close(self) -> None:
+        """Return when nothing is written any more, even by a thread that nobody waits for."""
+        with self._lock:
+            self._closed = True
+
+    def _keep(self, snapshot: Snapshot) -> None:
         names: set[str] = set()
         for kind in _ORDER:
             documents = dict(self._documents(kind, snapshot.resources.get(kind, {})))

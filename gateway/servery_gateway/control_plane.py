@@ -157,6 +157,7 @@ async def control_plane(
                 ads.close()
                 await access_log.close()
     finally:
+        await asyncio.to_thread(files.close)
         audit_log.close()
         engine.dispose()
 

