@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Final
 
 from prometheus_client import Counter
-from sqlalchemy.exc import SQLAlchemyError
 
 from servery_gateway.billing_store import EVERYBODY, BillingStore
 from servery_gateway.budget import Alert, Budget, month_of
@@ -109,7 +108,7 @@ class Billing:
                 if stopped != refused:
                     await self._refresh()
                     refused = stopped
-            except (ServeryError, SQLAlchemyError) as error:
+            except ServeryError as error:
                 log.error("budgets are not in force: %s", error)
 
     def _alert(self) -> None:

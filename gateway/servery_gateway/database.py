@@ -1,5 +1,6 @@
 """The database of the gateway: how it is opened, and its tables."""
 
+import logging
 import os
 from datetime import UTC, datetime, timedelta
 from importlib.resources import as_file, files
@@ -22,8 +23,13 @@ from sqlalchemy import (
     func,
     select,
 )
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from servery_rpc.errors import DependencyUnavailableError
+
+log = logging.getLogger(__name__)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MIGRATING: Final = 0x53657276
@@ -189,6 +195,7 @@ def open_sqlite(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     migrate(engine)
+    event.listen(engine, "handle_error", _unavailable)
     return engine
 
 
@@ -204,7 +211,15 @@ def open_postgresql(url: URL) -> Engine:
     except OperationalError as error:
         engine.dispose()
         raise RuntimeError(f"the database cannot be used: {error.orig}") from None
+    event.listen(engine, "handle_error", _unavailable)
     return engine
+
+
+def _unavailable(context: ExceptionContext) -> None:
+    """Say that the database is away, or too busy, in the words of who asked for something else."""
+    if isinstance(context.sqlalchemy_exception, OperationalError):
+        log.error("the database does not answer: %s", context.original_exception)
+        raise DependencyUnavailableError("database") from context.original_exception
 
 
 def migrate(engine: Engine) -> None:

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Final
 
 from prometheus_client import Counter
-from sqlalchemy.exc import SQLAlchemyError
 
 from servery_gateway.usage import Call, known_only, minute_of
 from servery_gateway.usage_store import UsageStore
+from servery_rpc.errors import DependencyUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,14 @@ class Meter:
         """Write again and again, until cancelled."""
         while True:
             await asyncio.sleep(WRITE_EVERY_S)
-            with suppress(SQLAlchemyError):
+            with suppress(DependencyUnavailableError):
                 await self.write()
 
     async def write(self) -> None:
         """Write what was taken in.
 
         Raises:
-            SQLAlchemyError: The database cannot be written. What was taken in is kept.
+            DependencyUnavailableError: The database cannot be written. What was taken in is kept.
         """
         async with self._writing:
             if not self._pending:
@@ -85,7 +85,7 @@ class Meter:
             taken, self._pending = self._pending, {}
             try:
                 fresh = await asyncio.to_thread(self._add, list(taken.values()))
-            except SQLAlchemyError as error:
+            except DependencyUnavailableError as error:
                 self._pending = {**taken, **self._pending}
                 log.error("usage of %d calls waits for the database: %s", len(taken), error)
                 raise
@@ -110,7 +110,7 @@ async def metering(meter: Meter) -> AsyncIterator[None]:
         writing.cancel()
         with suppress(asyncio.CancelledError):
             await writing
-        with suppress(SQLAlchemyError):  # It is in the log.
+        with suppress(DependencyUnavailableError):  # It is in the log.
             await meter.write()
 
 

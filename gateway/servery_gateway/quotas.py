@@ -78,12 +78,10 @@ class Quotas:
         refused: frozenset[str] = frozenset()
         while True:
             await asyncio.sleep(_FOLLOW_EVERY_S)
-            spent = await asyncio.to_thread(self._quotas.spent, day_of(self._now()))
-            if spent == refused:
-                continue
             try:
-                await self._refresh()
+                spent = await asyncio.to_thread(self._quotas.spent, day_of(self._now()))
+                if spent != refused:
+                    await self._refresh()
+                    refused = spent
             except ServeryError as error:
                 log.error("daily quotas are not in force: %s", error)
-            else:
-                refused = spent

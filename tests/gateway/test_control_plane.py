@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,20 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 
+from servery.errors import ApiError
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from servery.gateway.v1 import usage_pb2, usage_pb2_grpc
+from servery.gateway.v1 import quota_pb2, quota_pb2_grpc, usage_pb2, usage_pb2_grpc
 from servery_gateway.control_plane import control_plane
+from tests.gateway.test_usage import counted
 from tests.postgresql import database
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Builder
 
+READY = "/inference.GRPCInferenceService/ServerReady"
 PRIVATE = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
 
 
@@ -112,3 +116,58 @@ async def test_on_postgresql_everything_is_there_after_a_restart(
                 )
                 assert not found.rows
         assert not list(settings.data_dir.glob("gateway.db*"))
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_while_postgresql_is_away_calls_go_on_and_are_counted_when_it_is_back(
+    postgresql_server: URL, build: Builder, own_directory: Path
+) -> None:
+    with database(postgresql_server) as url:
+        address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        settings = build.settings_for(own_directory, database=address)
+        async with control_plane(settings), build.running_stack(settings, own_directory) as own:
+            token = await own.token("steady", infer=["*"])
+            await asyncio.to_thread(close_door, postgresql_server, url)
+            for _ in range(20):
+                await own.call(READY, token)
+            tenants = pb_grpc.TenantServiceStub(own.platform)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await tenants.ListTenants(pb.ListTenantsRequest())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert ApiError.of(caught.value).reason == "ERROR_REASON_DEPENDENCY_UNAVAILABLE"
+            await asyncio.to_thread(open_door, postgresql_server, url)
+            await build.until(counted(own, "steady", 20))
+            quota = quota_pb2.Quota(name="tenants/steady", requests_per_day=1)
+            await quota_pb2_grpc.QuotaServiceStub(own.platform).SetQuota(
+                quota_pb2.SetQuotaRequest(quota=quota)
+            )
+
+            async def spent() -> bool:
+                try:
+                    await own.call(READY, token)
+                except grpc.aio.AioRpcError as error:
+                    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                return False
+
+            await build.until(spent)
+
+
+def close_door(server: URL, url: URL) -> None:
+    """Let nobody into a database, and send away who is there."""
+    run(server, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+    run(
+        server,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename IS NOT NULL"
+        " AND datname LIKE 'test%'",
+    )
+
+
+def open_door(server: URL, url: URL) -> None:
+    run(server, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
+
+
+def run(server: URL, statement: str) -> None:
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
