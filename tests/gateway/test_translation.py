@@ -17,7 +17,10 @@ import pytest
 
 from servery_gateway.address import HostAddress, UnixAddress
 from servery_gateway.bootstrap import bootstrap
+from servery_gateway.callers import Callers
 from servery_gateway.certificate import Certificate
+from servery_gateway.identities import CertificateIdentity, Identities, Issuer
+from servery_gateway.keys import Permission
 from servery_gateway.limits import Rates
 from servery_gateway.methods import methods
 from servery_gateway.model_routes import ModelRoute
@@ -98,6 +101,32 @@ CLUSTERED = GatewayState(
         tenant_per_second=100,
         owners={"tenants/acme": 500, "tenants/acme/apiKeys/1": 5},
     ),
+    callers=Callers(
+        in_flight={"tenants/acme": 8, "tenants/acme/apiKeys/1": 2},
+        identities=Identities(
+            issuers=(
+                Issuer(
+                    name="company",
+                    url="https://login.example.org",
+                    audiences=("servery",),
+                    tenant=None,
+                    tenant_claim=("org",),
+                    tenants={"Example GmbH": "acme"},
+                    roles_claim=("realm", "roles"),
+                    roles={"scientists": (Permission("read", ("*",)),)},
+                ),
+            ),
+            certificates=(
+                CertificateIdentity(
+                    uri="spiffe://example.org/ns/shop/*",
+                    tenant="acme",
+                    permissions=(Permission("infer", ("fraud-*",)),),
+                ),
+            ),
+        ),
+    ),
+    issuer_jwks={"company": ({"kty": "RSA", "kid": "1", "n": "AQAB", "e": "AQAB"},)},
+    client_ca="CA",
 )
 
 

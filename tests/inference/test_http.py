@@ -484,3 +484,12 @@ async def test_a_model_that_the_caller_may_not_use_is_not_told_apart(client: Cli
 async def test_trace_settings_of_a_version_are_those_of_its_model(client: Client) -> None:
     of_model = await client.get("/v2/models/simple/trace/setting")
     assert await client.get("/v2/models/simple/versions/1/trace/setting") == of_model
+
+
+async def test_a_call_through_the_gateway_tells_what_it_used(client: Client) -> None:
+    answer = await client("POST", INFER, SIMPLE, dict(claims("default", infer=["*"])))
+    used = dict(part.split("=") for part in answer.headers["servery-usage"].split(";"))
+    assert (used["version"], used["rows"]) == ("1", "1")
+    assert int(used["compute_ns"]) > 0
+    direct = await client("POST", INFER, SIMPLE, {})
+    assert "servery-usage" not in direct.headers
