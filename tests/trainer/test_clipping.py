@@ -25,7 +25,7 @@ VALUES = np.array([0, 10, 20, 30, 40, np.nan], np.float32)
 )
 def test_ends_are_declared_or_fitted(fields: dict[str, Any], ends: tuple[float, float]) -> None:
     clip = Clip.parse(pb.Clip(**fields), "clip")
-    assert clip.fit("c", VALUES) == ends
+    np.testing.assert_array_equal(clip.fit("c", VALUES), ends)
     assert Clip.parse(clip.to_proto(), "clip") == clip
 
 

@@ -207,8 +207,9 @@ def test_refuses_a_text_that_is_none_by_name(path: Path) -> None:
 
 
 def test_arrays_may_be_named_as_files_may_not(path: Path) -> None:
+    arrays: dict[str, Any] = {"..\\images": PIXELS, ".labels": np.array([5, 7])}
     with path.open("wb") as stream:
-        np.savez(stream, **{"..\\images": PIXELS, ".labels": np.array([5, 7])})
+        np.savez(stream, **arrays)
     assert inspect(path, pb.DATASET_FORMAT_NPZ).row_count == 2
-    with open_arrays(path) as arrays:
-        np.testing.assert_array_equal(arrays.load("..\\images"), PIXELS)
+    with open_arrays(path) as opened:
+        np.testing.assert_array_equal(opened.load("..\\images"), PIXELS)

@@ -224,6 +224,8 @@ async def test_uploads_expire(tmp_path: Path, command: Sequence[str]) -> None:
         assert [path for path in files(tmp_path) if path.name == "part"] == [
             tmp_path / "datasets/.uploads/default" / hashlib.sha256(b"2").hexdigest() / "part"
         ]
+    async with running_trainer(tmp_path, command, upload_keep_s=1e-6):
+        assert not files(tmp_path)
 
 
 async def test_what_the_disk_cannot_take_is_refused_before_it_comes(

@@ -97,6 +97,7 @@ class Uploads:
         directory.mkdir(parents=True, exist_ok=True)
         for begun in directory.glob(".*"):  # Whose beginning a crash broke off.
             shutil.rmtree(begun)
+        self._pending()  # Which expire meanwhile.
 
     def create(
         self, upload: Upload, header: pb.CreateDatasetRequest.Header, size: int
@@ -157,7 +158,7 @@ class Uploads:
             StorageFullError: The disk has no room; the upload is given up.
             FieldInvalidError: A chunk is too large.
         """
-        turn = self._turns.setdefault(name, _Turn())
+        turn = await self._turn(name)
         still_ours = turn.take()
         async with turn.lock:
             upload = await asyncio.to_thread(self.get, name)
@@ -188,7 +189,7 @@ class Uploads:
             FieldInvalidError: They are stored otherwise.
             DatasetInvalidError: They cannot be read as a dataset.
         """
-        turn = self._turns.setdefault(name, _Turn())
+        turn = await self._turn(name)
         async with turn.lock:
             turn.take()
             upload = await asyncio.to_thread(self.get, name)
@@ -202,11 +203,15 @@ class Uploads:
         Raises:
             UploadNotFoundError: There is none.
         """
-        turn = self._turns.setdefault(name, _Turn())
+        turn = await self._turn(name)
         async with turn.lock:
             turn.take()
             await asyncio.to_thread(self.get, name)
             await finished(asyncio.to_thread(self._remove, name))
+
+    async def _turn(self, name: UploadName) -> _Turn:
+        await asyncio.to_thread(self.get, name)  # else names that do not exist would fill memory
+        return self._turns.setdefault(name, _Turn())
 
     def _begin(self, name: UploadName, upload: pb.Upload) -> None:
         made = self._directory / f".{uuid.uuid4().hex}"
