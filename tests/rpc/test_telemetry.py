@@ -75,6 +75,7 @@ async def test_a_span_tells_how_its_call_ended(
                 await stub.GetModel(pb.GetModelRequest(name=name))
         [span] = collector.spans
     assert attributes(span)["rpc.grpc.status_code"] == code.value[0]
+    assert attributes(span)["servery.request_id"]
     assert (span.status.code == span.status.STATUS_CODE_ERROR) is is_error
     assert "secret" not in str(span)
 

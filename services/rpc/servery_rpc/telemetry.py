@@ -99,8 +99,10 @@ class Telemetry:
             set_status_on_exception=False,
         ) as span:
             trace_id.set(format_trace_id(span.get_span_context().trace_id))
-            yield span
-            span.set_attribute("servery.request_id", request_id.get())
+            try:
+                yield span
+            finally:  # Only now is it known.
+                span.set_attribute("servery.request_id", request_id.get())
 
     @contextmanager
     def _call(self, method: str, context: Any) -> Iterator[None]:
