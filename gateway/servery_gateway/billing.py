@@ -103,23 +103,23 @@ class Billing:
         while True:
             await asyncio.sleep(_FOLLOW_EVERY_S)
             try:
-                await asyncio.to_thread(self._alert)
-                stopped = await asyncio.to_thread(self._billing.stopped, month_of(self._now()))
+                stopped = await asyncio.to_thread(self._look)
                 if stopped != refused:
                     await self._refresh()
                     refused = stopped
             except ServeryError as error:
                 log.error("budgets are not in force: %s", error)
 
-    def _alert(self) -> None:
+    def _look(self) -> frozenset[str]:
+        """Raise what alerts are due; return whose calls are to be refused."""
         now = self._now()
         month = month_of(now)
+        stopped = set()
         for owner, budget, spent in self._billing.budgets(month):
             for percent in budget.reached(spent):
                 if self._billing.add_alert(Alert(owner, percent, now), month):
                     _ALERTS.labels(owner, str(percent)).inc()
-                    log.warning(
-                        "budget_alert: %s has spent %d %% of its budget of this month",
-                        owner,
-                        percent,
-                    )
+                    log.warning("budget_alert: %s has spent %d %% of its budget", owner, percent)
+            if budget.stops(spent):
+                stopped.add(owner)
+        return frozenset(stopped)

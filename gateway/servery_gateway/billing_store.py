@@ -113,9 +113,7 @@ class BillingStore:
     def stopped(self, month: int) -> frozenset[str]:
         """Return the owners whose calls are refused in a month for their budget."""
         return frozenset(
-            owner
-            for owner, budget, spent in self.budgets(month)
-            if budget.hard_stop and spent >= budget.amount_nanos
+            owner for owner, budget, spent in self.budgets(month) if budget.stops(spent)
         )
 
     def add_alert(self, alert: Alert, month: int) -> bool:

@@ -32,6 +32,10 @@ class Budget:
             return ()
         return tuple(p for p in self.alert_percents if spent_nanos * 100 >= p * self.amount_nanos)
 
+    def stops(self, spent_nanos: int) -> bool:
+        """Tell whether calls are refused."""
+        return self.hard_stop and 0 < self.amount_nanos <= spent_nanos
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:
