@@ -263,7 +263,7 @@ async def running(directory: Path) -> AsyncIterator[Gateway]:
         try:
             for name in (*SERVERS, "gateway", "envoy"):
                 await gateway.start(name)
-            await until(lambda: asyncio.to_thread(is_ready, directory / "envoy"))
+            await until(lambda: asyncio.to_thread(is_ready, directory / "envoy"), 90)
             await until(lambda: is_healthy(gateway, 2))
             yield gateway
         finally:

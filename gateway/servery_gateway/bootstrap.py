@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from servery_gateway.address import UnixAddress
 from servery_gateway.configuration_files import source
-from servery_gateway.extensions import CONTROL_PLANE, EXTENSIONS
+from servery_gateway.extensions import CONTROL_PLANE, EXTENSIONS, typed
 from servery_gateway.snapshot import CLUSTER, LISTENER
 
 _MAX_CONNECTIONS: Final = 10_000
@@ -64,6 +64,7 @@ def bootstrap(
         "application_log_config": {"log_format": {"json_format": _LOG_FORMAT}},
         "static_resources": {"clusters": [control_plane]},
         "dynamic_resources": _by_ads() if files is None else _by_files(files),
+        "stats_sinks": [_warming_report()],
         "overload_manager": {
             "refresh_interval": "0.25s",
             "resource_monitors": [
@@ -111,6 +112,36 @@ def _by_ads() -> Mapping[str, Any]:
 
 def _by_files(directory: Path) -> Mapping[str, Any]:
     return {"cds_config": source(directory, CLUSTER), "lds_config": source(directory, LISTENER)}
+
+
+def _warming_report() -> Mapping[str, Any]:
+    """Tells the control plane, every 5 s, how many clusters are warming, and no other statistic."""
+    sink = f"{EXTENSIONS}.stat_sinks.open_telemetry.v3.SinkConfig"
+    by_name = f"{EXTENSIONS}.matching.common_inputs.stats.v3.StatFullNameMatchInput"
+    told = {
+        "predicate": {
+            "single_predicate": {
+                "input": typed("name", {"@type": by_name}),
+                "value_match": {"exact": "cluster_manager.warming_clusters"},
+            }
+        },
+        "on_match": {
+            "action": typed(
+                "tell", {"@type": f"{sink}.ConversionAction", "metric_name": "warming_clusters"}
+            )
+        },
+    }
+    return typed(
+        "envoy.stat_sinks.open_telemetry",
+        {
+            "@type": sink,
+            "grpc_service": {"envoy_grpc": {"cluster_name": CONTROL_PLANE}},
+            "custom_metric_conversions": {
+                "matcher_list": {"matchers": [told]},
+                "on_no_match": {"action": typed("drop", {"@type": f"{sink}.DropAction"})},
+            },
+        },
+    )
 
 
 def _monitor(name: str, config: str, **limits: int) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Engine
@@ -49,6 +50,7 @@ from servery_gateway.translation import GatewayState
 from servery_gateway.usage import day_of
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
+from servery_gateway.warming import WarmingWatch
 from servery_rpc.names import DEFAULT_TENANT
 from servery_rpc.server import RunningServer, serving
 
@@ -140,6 +142,7 @@ async def control_plane(
         ),
         ads.service,
         access_log.service,
+        WarmingWatch(monotonic).service,
     )
     try:
         async with (
