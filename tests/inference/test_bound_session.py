@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
@@ -109,6 +110,16 @@ def test_a_graph_that_gives_other_shapes_than_it_declares_runs_as_without_places
     for x in ([1, 2], [1, 0, 3], [0, 0, 0]):
         got = bound.run(["y"], {"x": np.array(x, np.float32)})[0]
         assert got.tolist() == [number for number in x if number]
+
+
+@pytest.mark.parametrize("sizes", [(), (4,)], ids=["as they are", "filled up"])
+def test_an_input_that_may_be_left_out_counts_when_it_is_there(sizes: tuple[int, ...]) -> None:
+    model = onnx.ModelProto.FromString(graphs.plus(1))
+    model.graph.input.append(graphs.value("w", "FP32", [2]))
+    bound = BoundSession(opened(model.SerializeToString()), "cpu", 0, sizes)
+    x, w = np.zeros((1, 2), np.float32), np.full(2, 5, np.float32)
+    for feed, expected in (({"x": x}, 1), ({"x": x, "w": w}, 5), ({"x": x}, 1)):
+        assert (bound.run(["y"], feed)[0] == expected).all()
 
 
 def test_values_that_a_graph_refuses_are_refused() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
+import json
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from servery.registry.v1 import registry_pb2 as pb
 from servery.registry.v1 import registry_pb2_grpc as pb_grpc
+from servery_rpc.process import JsonFormatter
 from servery_rpc.server import Service, serving
 from servery_rpc.settings import ServerSettings, load
 from tests.rpc.collector import attributes, collecting
@@ -141,6 +144,26 @@ def test_the_standard_variable_names_the_collector() -> None:
 def test_bad_settings_are_named(flags: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(flags))):
         ServerSettings(**flags)
+
+
+async def test_lines_of_the_log_name_the_trace_of_their_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(JsonFormatter().format(record)))
+
+    logging.getLogger("servery_rpc").addHandler(kept := Kept())
+    try:
+        async with collecting() as (_, endpoint), serve(otlp_endpoint=endpoint) as (_, stub):
+            with caplog.at_level("INFO"), pytest.raises(grpc.aio.AioRpcError):
+                request = pb.GetModelRequest(name="bad")
+                await stub.GetModel(request, metadata=traceparent(sampled=False))
+    finally:
+        logging.getLogger("servery_rpc").removeHandler(kept)
+    assert [(line["trace_id"], line["request_id"]) for line in lines] == [(TRACE, "r1")]
 
 
 async def test_nothing_of_it_is_loaded_while_it_is_off() -> None:

@@ -86,13 +86,17 @@ class BoundSession:
         if self._recorder is not None:
             return self._recorder.submit(self._recorded, names, feed, options).result()
         rows = self._rows(feed)
-        places = self._taken(rows)
+        places = self._taken(rows) if self._fits(feed) else None
         if places is None:
             return self._unbound(names, feed, options)
         try:
             return self._bound(places, names, feed, rows, options)
         finally:
             places.is_busy = False
+
+    def _fits(self, feed: Mapping[str, Array]) -> bool:
+        """Whether there may be places for it: inputs that may be left out have none."""
+        return not self._is_hopeless and feed.keys() == self._inputs.keys()
 
     def _rows(self, feed: Mapping[str, Array]) -> int:
         return len(next(iter(feed.values()))) if self._is_batched else 1
@@ -109,7 +113,7 @@ class BoundSession:
         options = options or ort.RunOptions()
         rows = self._rows(feed)
         size = next((size for size in self._sizes if size >= rows), None)
-        if size is None or self._is_hopeless:
+        if size is None or not self._fits(feed):
             options.add_run_config_entry("gpu_graph_id", _NO_GRAPH)
             return self._unbound(names, feed, options)
         places = self._places.get(size) or self._make(size, str(self._sizes.index(size)))
@@ -118,8 +122,6 @@ class BoundSession:
 
     def _taken(self, rows: int) -> _Places | None:
         """Take the places for a batch size; None if another run has them."""
-        if self._is_hopeless:
-            return None
         with self._lock:
             places = self._places.get(rows) or self._make(rows, _NO_GRAPH)
             if places.is_busy:
