@@ -17,6 +17,7 @@ from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_va
 from servery_trainer.fitting import most_features
 from servery_trainer.label_sets import LabelColumnsReader, LabelListReader
 from servery_trainer.networks import Dense
+from servery_trainer.normality import Normality, NormalityReader
 from servery_trainer.quantities import QuantityReader
 from servery_trainer.rows import (
     IMAGE_INPUT,
@@ -119,12 +120,7 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         inputs=rows.inputs,
         types=rows.types,
         target=rows.target,
-        split=spec.split.divide(
-            rows.target.strata_B,
-            rows.aside.get(spec.split.column),
-            rows.numbers_B,
-            spec.training.seed,
-        ),
+        split=_divide(spec, rows),
         aside={name: rows.aside[name] for name in _slices(spec)},
         row_numbers_B=rows.numbers_B,
         total=total,
@@ -132,6 +128,39 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         dropped_duplicates=0 if kept else repeated,
         kept_duplicates=repeated if kept else 0,
     )
+
+
+def _divide(spec: Spec, rows: Rows) -> Split:
+    """Divide rows as asked; anomalies teach nothing, so all of them are judged."""
+    if isinstance(rows.target, Normality):
+        normal = rows.keep(~rows.target.anomalous_B)
+        _require_variety(normal)
+        return rows.target.place(_divide_alike(spec, normal))
+    return _divide_alike(spec, rows)
+
+
+def _divide_alike(spec: Spec, rows: Rows) -> Split:
+    return spec.split.divide(
+        rows.target.strata_B,
+        rows.aside.get(spec.split.column),
+        rows.numbers_B,
+        spec.training.seed,
+    )
+
+
+def _require_variety(rows: Rows) -> None:
+    """Refuse rows that are all alike.
+
+    Raises:
+        DatasetInvalidError: They are.
+    """
+    if all((values == values[0]).all() for values in rows.inputs.values()):
+        raise DatasetInvalidError(
+            Problem.CONSTANT_FEATURES,
+            f"no feature differs between the {len(rows.numbers_B)} normal rows; name features that"
+            " do",
+            column=next(iter(rows.inputs)),
+        )
 
 
 def _features(spec: Spec, task: TabularTask, path: Path) -> tuple[str, ...]:
@@ -168,6 +197,8 @@ def _reader(aim: Aim) -> TargetReader:
             return LabelListReader(aim.columns[0], aim.separator)
         case Goal.LABELS:
             return LabelColumnsReader(aim.columns)
+        case Goal.ANOMALY:
+            return NormalityReader(aim.columns, aim.normal, aim.false_alarm_rate)
 
 
 def _feature_shape(rows: Rows) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import keras
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.networks import (
+    Autoencoder,
     Convolutional,
     Dense,
     Embedding,
@@ -20,6 +21,7 @@ PARITY_TOLERANCES: Final[dict[type[Family], float]] = {
     Embedding: 1e-4,
     Recurrent: 1e-4,
     Transformer: 1e-4,
+    Autoencoder: 1e-4,
 }
 """Largest relative error of the converted network; what we saw is below 1e-6."""
 
@@ -31,7 +33,7 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int 
         family: Its kind and sizes.
         shape: Of the features of one row: [features], [tokens] or, for images, [height, width,
             channel].
-        classes: Number of outputs.
+        classes: Number of outputs; an autoencoder has one per feature instead.
         vocabulary: Different numbers of a token, of which 0 is padding; 0 if there are no tokens.
 
     Returns:
@@ -49,6 +51,8 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int 
             hidden = _recurrent(family, inputs, vocabulary)
         case Transformer():
             hidden = _transformer(family, inputs, vocabulary)
+        case Autoencoder():
+            hidden, classes = _autoencoder(family, inputs), shape[0]
     return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(hidden))
 
 
@@ -104,6 +108,14 @@ def _transformer(family: Transformer, inputs: keras.KerasTensor, size: int) -> k
         outer = keras.layers.Dense(family.dimension)(inner)
         hidden = hidden + keras.layers.Dropout(family.dropout)(outer)
     return _mean(keras.layers.LayerNormalization(epsilon=1e-6)(hidden), inputs)
+
+
+def _autoencoder(family: Autoencoder, inputs: keras.KerasTensor) -> keras.KerasTensor:
+    hidden = keras.layers.Dropout(family.dropout)(inputs)
+    for place, units in enumerate(family.layers(inputs.shape[1])):
+        is_code = place == len(family.hidden_units)
+        hidden = keras.layers.Dense(units, activation=None if is_code else "relu")(hidden)
+    return hidden
 
 
 def _mean(words: keras.KerasTensor, inputs: keras.KerasTensor) -> keras.KerasTensor:

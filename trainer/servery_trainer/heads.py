@@ -11,7 +11,7 @@ Shape suffixes: B rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -100,3 +100,11 @@ class Head(Protocol):
 
     def evaluate(self, outputs: Arrays, values: NDArray[Any]) -> Findings:
         """Judge the outputs for rows not trained on, at least one; see `row_scores`."""
+
+
+@runtime_checkable
+class Calibrated(Head, Protocol):
+    """A head that needs to see answers before it can decode any."""
+
+    def calibrated(self, answers: NDArray[np.float32]) -> Head:
+        """Return the head to use, given the answers for the validation part."""

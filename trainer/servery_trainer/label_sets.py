@@ -107,7 +107,7 @@ class LabelColumnsReader:
         truths = [[_TRUTH[text.lower()] for text in column] for column in texts]
         self._parts.append(np.array(truths, np.uint8).T)
 
-    def target(self) -> LabelSets:
+    def target(self, rows: int) -> LabelSets:
         """See `TargetReader`."""
         values = np.ascontiguousarray(np.concatenate(self._parts))
         return LabelSets(values=values, labels=self.columns, columns=self.columns)
@@ -132,7 +132,7 @@ class LabelListReader:
             parts = (part.strip() for part in cell.split(self._separator))
             self._sets.append([part for part in parts if part])
 
-    def target(self) -> LabelSets:
+    def target(self, rows: int) -> LabelSets:
         """See `TargetReader`."""
         row_B = np.repeat(np.arange(len(self._sets)), [len(labels) for labels in self._sets])
         codes, labels = encode_labels([label for labels in self._sets for label in labels])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Self
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.fields import count, known
-from servery_trainer.tasks import ImageTask, TabularTask, Task, TextTask
+from servery_trainer.tasks import Goal, ImageTask, TabularTask, Task, TextTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +182,44 @@ class Transformer:
         )
 
 
-Family = Dense | Convolutional | Embedding | Recurrent | Transformer
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Autoencoder:
+    """Hidden layers with ReLU down to a code and back up; it learns to repeat its features."""
+
+    hidden_units: tuple[int, ...]
+    code_units: int
+    dropout: float
+
+    name: ClassVar = "autoencoder"
+
+    @classmethod
+    def parse(cls, family: pb.AutoencoderFamily, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is out of its range.
+        """
+        units = tuple(family.hidden_units) or (64, 32)
+        _each(units, 4096, 8, f"{path}.hidden_units")
+        return cls(
+            hidden_units=units,
+            code_units=count(family.code_units, 8, 1024, f"{path}.code_units"),
+            dropout=_dropout(family, 0.1, path),
+        )
+
+    def to_proto(self) -> pb.AutoencoderFamily:
+        """Render it; `parse` gives an equal value back."""
+        return pb.AutoencoderFamily(
+            hidden_units=self.hidden_units, code_units=self.code_units, dropout=self.dropout
+        )
+
+    def layers(self, features: int) -> tuple[int, ...]:
+        """Return the units of each layer between so many features and their repetition."""
+        code = min(self.code_units, max(1, features // 2))
+        return (*self.hidden_units, code, *reversed(self.hidden_units))
+
+
+Family = Dense | Convolutional | Embedding | Recurrent | Transformer | Autoencoder
 
 _FAMILIES: Final[tuple[type[Family], ...]] = (
     Dense,
@@ -190,6 +227,7 @@ _FAMILIES: Final[tuple[type[Family], ...]] = (
     Embedding,
     Recurrent,
     Transformer,
+    Autoencoder,
 )
 _FITTING: Final[dict[type[Task], tuple[type[Family], ...]]] = {
     TabularTask: (Dense,),
@@ -205,13 +243,15 @@ def parse_family(spec: pb.TrainingSpec, task: Task, root: str) -> Family:
     Raises:
         FieldInvalidError: It does not fit the task, or a field of it is out of its range.
     """
-    fitting = _FITTING[type(task)]
+    finds_anomalies = isinstance(task, TabularTask) and task.aim.goal is Goal.ANOMALY
+    fitting = (Autoencoder,) if finds_anomalies else _FITTING[type(task)]
     chosen = spec.WhichOneof("family") or fitting[0].name
     path = f"{root}.{chosen}"
     family = next(family for family in _FAMILIES if family.name == chosen)
     if family not in fitting:
         names = " or ".join(family.name for family in fitting)
-        raise FieldInvalidError(path, chosen, f"be {names}: the only families that fit {task.name}")
+        only = "families that fit" if len(fitting) > 1 else "family that fits"
+        raise FieldInvalidError(path, chosen, f"be {names}: the only {only} {task.name}")
     message: Any = getattr(spec, chosen)
     return family.parse(message, path)
 

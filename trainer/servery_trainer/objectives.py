@@ -86,6 +86,24 @@ class SquaredError:
         return keras.layers.Rescaling(self._deviation, self._mean)(outputs)
 
 
+class Reconstruction:
+    """Of features by features, as near as a network can tell them again; see `Objective`."""
+
+    figure = "mae"
+
+    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: the mean squared error over the features; `values` teach nothing."""
+        return tf.reduce_mean(tf.square(outputs - features), axis=1)
+
+    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: the mean absolute error over the features."""
+        return tf.reduce_mean(tf.abs(outputs - features), axis=1)
+
+    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        """See `Objective`: the losses, [B, 1]."""
+        return keras.ops.mean(keras.ops.square(outputs - features), axis=1, keepdims=True)
+
+
 class LabelCrossEntropy:
     """Of any number of labels per row, from one output per label; see `Objective`.
 

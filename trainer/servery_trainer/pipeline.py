@@ -19,6 +19,7 @@ from servery_trainer.cleaning import count_clipped, count_imputed
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
+from servery_trainer.heads import Calibrated
 from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.slices import by_slice
@@ -81,6 +82,9 @@ def run(
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
     answering = export.answering(network, objective)
+    if isinstance(head, Calibrated):
+        known = export.predict(answering, preprocessing, examples.take(split.validation))
+        head = head.calibrated(known)
     model = canonical(export.to_onnx(answering, preprocessing, head))
     graph = parity.Graph(model, threads)
     held_out = np.concatenate([split.test, split.validation])[:_PARITY_ROWS]

@@ -185,6 +185,35 @@ def residuals(predicted_B: FloatArray, truth_B: FloatArray, metrics: Mapping[str
     return _png(figure)
 
 
+def anomaly_scores(scores_B: FloatArray, truth_B: NDArray[np.bool_], threshold: float) -> bytes:
+    """Draw how the scores of normal rows and of anomalies lie about the threshold.
+
+    Args:
+        scores_B: By the published graph, finite.
+        truth_B: Which are those of anomalies.
+        threshold: Larger ones are called anomalies.
+    """
+    figure = Figure((_SIZE_INCHES * 1.3, _SIZE_INCHES * 0.8), layout="constrained")
+    axes = figure.subplots()
+    least = max(float(scores_B.min()), threshold * 1e-6, float(np.finfo(np.float32).tiny))
+    ends = least, max(float(scores_B.max()), threshold, least) * 1.01
+    bins = np.geomspace(*ends, 41).tolist()
+    for kind_B, label, colour in (
+        (~truth_B, "normal", _FIRST),
+        (truth_B, "anomalies", _SECOND),
+    ):
+        if kind_B.any():
+            shares = np.full(kind_B.sum(), 1 / kind_B.sum())
+            shown = np.maximum(scores_B[kind_B], least)
+            name = f"{label} ({kind_B.sum()})"
+            axes.hist(shown, bins, weights=shares, label=name, color=colour, alpha=0.6)
+    axes.axvline(threshold, color="black", linestyle="--", label=f"threshold ({threshold:.4g})")
+    axes.set_xscale("log")
+    _name(axes, f"Scores of {len(scores_B)} test rows", "score", "share of rows of this kind")
+    axes.legend()
+    return _png(figure)
+
+
 def _name(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)

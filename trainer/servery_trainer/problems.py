@@ -7,12 +7,20 @@ Another kind of learning problem is: a `Target` with its reader, a `Head`, an `O
 import numpy as np
 from numpy.typing import NDArray
 
+from servery_trainer.anomalies import Anomalies
 from servery_trainer.classification import Classification
 from servery_trainer.heads import Head
 from servery_trainer.hyperparameters import Training
 from servery_trainer.label_sets import LabelSets
 from servery_trainer.multi_label import MultiLabel
-from servery_trainer.objectives import CrossEntropy, LabelCrossEntropy, Objective, SquaredError
+from servery_trainer.normality import Normality
+from servery_trainer.objectives import (
+    CrossEntropy,
+    LabelCrossEntropy,
+    Objective,
+    Reconstruction,
+    SquaredError,
+)
 from servery_trainer.quantities import Quantities
 from servery_trainer.regression import Regression
 from servery_trainer.schedules import class_weights
@@ -38,5 +46,7 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
         case LabelSets(values=values, labels=labels):
             by_label = [class_weights(settings, truths, 2) for truths in values[train].T]
             return MultiLabel(labels), LabelCrossEntropy(*np.stack(by_label, axis=1))
+        case Normality(labelled=labelled, false_alarm_rate=rate):
+            return Anomalies(rate, labelled), Reconstruction()
         case _:
             raise TypeError(f"nothing learns {type(target).__name__}")

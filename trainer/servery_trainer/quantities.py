@@ -87,7 +87,7 @@ class QuantityReader:
             raise missing_value(row, column, "give it a number or remove the row")
         self._parts.append(numbers)
 
-    def target(self) -> Quantities:
+    def target(self, rows: int) -> Quantities:
         """See `TargetReader`."""
         values = np.concatenate(self._parts)[:, None]
         return Quantities(values=values, column=self.columns[0])

@@ -102,11 +102,12 @@ def read_table(
     inputs = {
         name: np.concatenate(part)[:, None] for name, part in zip(features, parts, strict=True)
     }
+    rows = len(inputs[features[0]])
     return Rows(
         inputs=inputs,
         types=dict(zip(features, types, strict=True)),
-        target=target.target(),
-        numbers_B=np.arange(1, len(inputs[features[0]]) + 1),
+        target=target.target(rows),
+        numbers_B=np.arange(1, rows + 1),
         aside={
             name: np.array(shelf, np.object_) for name, shelf in zip(aside, shelves, strict=True)
         },

@@ -3,7 +3,9 @@
 Shape suffixes: B rows, K classes.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -86,6 +88,20 @@ def calibration_error(probabilities_BK: NDArray[np.floating], codes_B: NDArray[n
     """Return the expected calibration error (Guo et al., 2017): mean |sure - right| over rows."""
     counts, sure, right = reliability(probabilities_BK, codes_B)
     return float((counts * np.abs(sure - right)).sum() / counts.sum())
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Return the score interval of a share (Wilson, 1927), which is honest also of none and of all.
+
+    Args:
+        successes: How often it happened.
+        trials: How often it could have, at least once.
+    """
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share, spread = successes / trials, z * z / trials
+    centre = share + spread / 2
+    reach = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return (centre - reach) / (1 + spread), (centre + reach) / (1 + spread)
 
 
 def bootstrap(

@@ -6,6 +6,7 @@ from typing import Final
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.networks import (
+    Autoencoder,
     Convolutional,
     Dense,
     Embedding,
@@ -48,6 +49,9 @@ def parameter_count(
             attention = 4 * (width + 1) * width
             block = attention + 4 * width + (width + 1) * units + (units + 1) * width
             count = (vocabulary + shape[0]) * width + family.layers * block + 2 * width
+        case Autoencoder():
+            layers = family.layers(shape[0])
+            count, width, classes = 0, shape[0], shape[0]
     for size in (*layers, classes):
         count, width = count + (width + 1) * size, size
     return count
@@ -59,6 +63,7 @@ _LEVERS: Final = {
     Embedding: "dimension",
     Recurrent: "units",
     Transformer: "dimension",
+    Autoencoder: "hidden_units",
 }
 """The field to make a network smaller by."""
 

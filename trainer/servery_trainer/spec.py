@@ -60,8 +60,9 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         raise FieldInvalidError(f"{ROOT}.split.column", split.column, rule)
     training = Training.parse(spec.training, f"{ROOT}.training")
     balanced = training.class_weights == training_pb2.CLASS_WEIGHTS_BALANCED
-    if balanced and not isinstance(task, ImageTask) and task.aim.goal is Goal.NUMBER:
-        rule = "be EQUAL: numbers have no classes"
+    without_classes = (Goal.NUMBER, Goal.ANOMALY)
+    if balanced and not isinstance(task, ImageTask) and task.aim.goal in without_classes:
+        rule = f"be EQUAL: {task.name} knows no classes"
         raise FieldInvalidError(f"{ROOT}.training.class_weights", "BALANCED", rule)
     return Spec(
         dataset=dataset,

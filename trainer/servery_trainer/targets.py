@@ -67,8 +67,8 @@ class TargetReader(Protocol):
             DatasetInvalidError: A cell cannot be a target.
         """
 
-    def target(self) -> Target:
-        """Return what all blocks hold; called once, after the last."""
+    def target(self, rows: int) -> Target:
+        """Return what all blocks hold, of so many rows; called once, after the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class ClassReader:
             raise missing_value(row, self.columns[0], "give it a class or remove the row")
         self._texts += classes.to_pylist()
 
-    def target(self) -> Classes:
+    def target(self, rows: int) -> Classes:
         """See `TargetReader`."""
         return Classes.of(self._texts, Place(column=self.columns[0]))
 

@@ -58,6 +58,7 @@ class Goal(Enum):
     CLASS = "classification"
     NUMBER = "regression"
     LABELS = "multi_label"
+    ANOMALY = "anomaly_detection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +67,24 @@ class Aim:
 
     goal: Goal
     columns: tuple[str, ...]
-    """One, but for LABELS without a separator."""
+    """One, but for LABELS without a separator; or none, for ANOMALY."""
     separator: str = ""
     """Of LABELS: what stands between those of a cell. Empty: each column is a label."""
+    normal: str = ""
+    """Of ANOMALY: what the column says of rows that are none."""
+    false_alarm_rate: float = 0.0
+    """Of ANOMALY: share of normal rows that may be called one, over 0."""
 
     @classmethod
     def parse(cls, goal: Goal, task: Any, path: str) -> Self:
-        """Parse the fields `target`, or `targets` and `separator`, of the message at `path`.
+        """Parse the fields of the message at `path` that say what is to be told.
 
         Raises:
-            FieldInvalidError: No column is named, one twice, or more than one with a separator.
+            FieldInvalidError: No column is named, one twice, or more than one with a separator; or
+                the normal rows are not told, or the rate is out of its range.
         """
+        if goal is Goal.ANOMALY:
+            return cls._parse_anomaly(task, path)
         if goal is not Goal.LABELS:
             if not task.target:
                 what = "class" if goal is Goal.CLASS else "number"
@@ -90,8 +98,23 @@ class Aim:
             raise FieldInvalidError(f"{path}.targets[1]", task.targets[1], rule)
         return cls(goal=goal, columns=tuple(task.targets), separator=task.separator)
 
+    @classmethod
+    def _parse_anomaly(cls, task: pb.AnomalyDetection, path: str) -> Self:
+        if bool(task.label) != bool(task.normal):
+            rule = "say what the label is of normal rows" if task.label else "be empty: no label"
+            raise FieldInvalidError(f"{path}.normal", task.normal, rule)
+        rate = task.false_alarm_rate if task.HasField("false_alarm_rate") else 0.01
+        if not 0 < rate <= 0.5:
+            raise FieldInvalidError(f"{path}.false_alarm_rate", rate, "be over 0 and at most 0.5")
+        columns = (task.label,) if task.label else ()
+        return cls(goal=Goal.ANOMALY, columns=columns, normal=task.normal, false_alarm_rate=rate)
+
     def fields(self) -> dict[str, Any]:
         """Render it as the fields it was parsed from."""
+        if self.goal is Goal.ANOMALY:
+            label = "".join(self.columns)
+            rate = self.false_alarm_rate
+            return {"label": label, "normal": self.normal, "false_alarm_rate": rate}
         if self.goal is Goal.LABELS:
             return {"targets": self.columns, "separator": self.separator}
         return {"target": self.columns[0]}
@@ -149,11 +172,11 @@ class TabularTask:
     @property
     def name(self) -> str:
         """That of the field of the spec."""
-        return f"tabular_{self.aim.goal.value}"
+        return _TABULAR[self.aim.goal][0]
 
     def to_proto(self) -> Any:
         """Render it; `parse` gives an equal value back."""
-        return _TABULAR[self.aim.goal](
+        return _TABULAR[self.aim.goal][1](
             **self.aim.fields(),
             features=self.features,
             missing=self.missing,
@@ -247,11 +270,11 @@ class TextTask:
     @property
     def name(self) -> str:
         """That of the field of the spec."""
-        return f"text_{self.aim.goal.value}"
+        return _TEXT[self.aim.goal][0]
 
     def to_proto(self) -> Any:
         """Render it; `parse` gives an equal value back."""
-        return _TEXT[self.aim.goal](
+        return _TEXT[self.aim.goal][1](
             **self.aim.fields(),
             text=self.text,
             missing=self.missing,
@@ -264,16 +287,18 @@ class TextTask:
 
 Task = TabularTask | ImageTask | TextTask
 
-_TABULAR: Final[dict[Goal, Any]] = {
-    Goal.CLASS: pb.TabularClassification,
-    Goal.NUMBER: pb.TabularRegression,
-    Goal.LABELS: pb.TabularMultiLabel,
+_TABULAR: Final[dict[Goal, tuple[str, Any]]] = {
+    Goal.CLASS: ("tabular_classification", pb.TabularClassification),
+    Goal.NUMBER: ("tabular_regression", pb.TabularRegression),
+    Goal.LABELS: ("tabular_multi_label", pb.TabularMultiLabel),
+    Goal.ANOMALY: ("anomaly_detection", pb.AnomalyDetection),
 }
-_TEXT: Final[dict[Goal, Any]] = {
-    Goal.CLASS: pb.TextClassification,
-    Goal.NUMBER: pb.TextRegression,
-    Goal.LABELS: pb.TextMultiLabel,
+_TEXT: Final[dict[Goal, tuple[str, Any]]] = {
+    Goal.CLASS: ("text_classification", pb.TextClassification),
+    Goal.NUMBER: ("text_regression", pb.TextRegression),
+    Goal.LABELS: ("text_multi_label", pb.TextMultiLabel),
 }
+"""Name and type of the field of the spec."""
 
 
 def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
@@ -286,10 +311,11 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
     path, message = f"{root}.{chosen}", getattr(spec, chosen, None)
     if chosen == ImageTask.name:
         return ImageTask.parse(spec.image_classification, path)
-    for goal in Goal:
-        if chosen == f"tabular_{goal.value}":
+    for goal, (name, _) in _TABULAR.items():
+        if chosen == name:
             return TabularTask.parse(goal, message, path)
-        if chosen == f"text_{goal.value}":
+    for goal, (name, _) in _TEXT.items():
+        if chosen == name:
             return TextTask.parse(goal, message, path)
     known_tasks = " or ".join(field.name for field in spec.DESCRIPTOR.oneofs_by_name["task"].fields)
     raise FieldInvalidError(f"{root}.task", "", f"be {known_tasks}")

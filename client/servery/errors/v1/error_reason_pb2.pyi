@@ -71,8 +71,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
     `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
     `WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `PATH_ESCAPE`, `LINK`, `NESTED_ARCHIVE`,
-    `DUPLICATE_FILE`, `WRONG_LAYOUT`, `CONSTANT_TARGET`, `TOO_FEW_ROWS`; where they apply also `row`
-    (from 1, the header of a CSV file not counted), `column`, `array`, `file` (of an archive).
+    `DUPLICATE_FILE`, `WRONG_LAYOUT`, `CONSTANT_TARGET`, `CONSTANT_FEATURES`, `TOO_FEW_ROWS`; where
+    they apply also `row` (from 1, the header of a CSV file not counted), `column`, `array`, `file`
+    (of an archive).
     """
     ERROR_REASON_TRAINING_JOB_NOT_FOUND: _ErrorReason.ValueType  # 42
     """(NOT_FOUND) No training job has this name. metadata: `name`."""
@@ -220,8 +221,9 @@ ERROR_REASON_DATASET_INVALID: ErrorReason.ValueType  # 41
 `RAGGED_ROW`, `EMPTY`, `MALFORMED`, `MISSING_VALUE`, `NOT_A_NUMBER`, `ONE_CLASS`, `RARE_CLASS`,
 `DUPLICATE_ROW`, `MISSING_COLUMN`, `DUPLICATE_COLUMN`, `OBJECT_ARRAY`, `WRONG_SHAPE`,
 `WRONG_DTYPE`, `WRONG_TYPE`, `MISSING_ARRAY`, `TOO_LARGE`, `PATH_ESCAPE`, `LINK`, `NESTED_ARCHIVE`,
-`DUPLICATE_FILE`, `WRONG_LAYOUT`, `CONSTANT_TARGET`, `TOO_FEW_ROWS`; where they apply also `row`
-(from 1, the header of a CSV file not counted), `column`, `array`, `file` (of an archive).
+`DUPLICATE_FILE`, `WRONG_LAYOUT`, `CONSTANT_TARGET`, `CONSTANT_FEATURES`, `TOO_FEW_ROWS`; where
+they apply also `row` (from 1, the header of a CSV file not counted), `column`, `array`, `file`
+(of an archive).
 """
 ERROR_REASON_TRAINING_JOB_NOT_FOUND: ErrorReason.ValueType  # 42
 """(NOT_FOUND) No training job has this name. metadata: `name`."""

@@ -504,11 +504,13 @@ class TrainingSpec(_message.Message):
     TABULAR_MULTI_LABEL_FIELD_NUMBER: _builtins.int
     TEXT_MULTI_LABEL_FIELD_NUMBER: _builtins.int
     TEXT_REGRESSION_FIELD_NUMBER: _builtins.int
+    ANOMALY_DETECTION_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     RECURRENT_FIELD_NUMBER: _builtins.int
     TRANSFORMER_FIELD_NUMBER: _builtins.int
+    AUTOENCODER_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
@@ -544,6 +546,10 @@ class TrainingSpec(_message.Message):
         """Texts with a number each, from a dataset as above."""
 
     @_builtins.property
+    def anomaly_detection(self) -> Global___AnomalyDetection:
+        """Rows of a table, most of them normal, from a dataset as above."""
+
+    @_builtins.property
     def dense(self) -> Global___DenseFamily:
         """A dense network; fits every task. Of a text it sees which words are in it."""
 
@@ -562,6 +568,10 @@ class TrainingSpec(_message.Message):
     @_builtins.property
     def transformer(self) -> Global___TransformerFamily:
         """A transformer encoder; fits texts."""
+
+    @_builtins.property
+    def autoencoder(self) -> Global___AutoencoderFamily:
+        """An autoencoder; fits anomaly detection, and nothing else does."""
 
     @_builtins.property
     def split(self) -> Global___Split:
@@ -590,23 +600,25 @@ class TrainingSpec(_message.Message):
         tabular_multi_label: Global___TabularMultiLabel | None = ...,
         text_multi_label: Global___TextMultiLabel | None = ...,
         text_regression: Global___TextRegression | None = ...,
+        anomaly_detection: Global___AnomalyDetection | None = ...,
         dense: Global___DenseFamily | None = ...,
         convolutional: Global___ConvolutionalFamily | None = ...,
         embedding: Global___EmbeddingFamily | None = ...,
         recurrent: Global___RecurrentFamily | None = ...,
         transformer: Global___TransformerFamily | None = ...,
+        autoencoder: Global___AutoencoderFamily | None = ...,
         split: Global___Split | None = ...,
         training: Global___Training | None = ...,
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer"]  # noqa: Y015
+    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
@@ -1054,6 +1066,132 @@ class TextRegression(_message.Message):
 Global___TextRegression: _TypeAlias = TextRegression  # noqa: Y015
 
 @_typing.final
+class AnomalyDetection(_message.Message):
+    """Learn what rows of a table are like, to find those that are not; inputs as for
+    TabularClassification.
+
+    The served model answers with `score`, FP32 [batch, 1]: the mean squared error, over the
+    standardised features, of the row as the network tells it; and `is_anomaly`, BOOL [batch, 1]:
+    whether that is over a threshold, or no number. The threshold is the score that at most
+    `false_alarm_rate` of rows like the normal ones of the validation part are expected to be over.
+
+    Rows known to be anomalies teach nothing: whatever `split` says of the others, all of them are in
+    the test part.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _dataset_pb2.ColumnType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _dataset_pb2.ColumnType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClipEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Clip: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Clip | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    NORMAL_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    COLUMN_TYPES_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
+    FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    SLICE_COLUMNS_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The column that tells normal rows from anomalies, to judge by. Empty: there is none, and all
+    rows count as normal.
+    """
+    normal: _builtins.str
+    """With a `label` required: what the column says of normal rows. All others are anomalies."""
+    missing: Global___MissingPolicy.ValueType
+    """As for TabularClassification."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for TabularClassification."""
+    false_alarm_rate: _builtins.float
+    """Share of normal rows that may be called anomalies, over 0, to 0.5. Unset: 0.01. A validation
+    part of fewer than 1/`false_alarm_rate` - 1 rows cannot promise so little: then the threshold is
+    its largest score.
+    """
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The columns to learn from. Empty: every column but the label."""
+
+    @_builtins.property
+    def column_types(self) -> _containers.ScalarMap[_builtins.str, _dataset_pb2.ColumnType.ValueType]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def fill(self) -> Global___Fill:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def clip(self) -> _containers.MessageMap[_builtins.str, Global___Clip]:
+        """As for TabularClassification."""
+
+    @_builtins.property
+    def slice_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As for TabularClassification."""
+
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        normal: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        missing: Global___MissingPolicy.ValueType = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        column_types: _abc.Mapping[_builtins.str, _dataset_pb2.ColumnType.ValueType] | None = ...,
+        fill: Global___Fill | None = ...,
+        false_alarm_rate: _builtins.float | None = ...,
+        clip: _abc.Mapping[_builtins.str, Global___Clip] | None = ...,
+        slice_columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "false_alarm_rate", b"false_alarm_rate", "fill", b"fill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "clip", b"clip", "column_types", b"column_types", "duplicates", b"duplicates", "false_alarm_rate", b"false_alarm_rate", "features", b"features", "fill", b"fill", "label", b"label", "missing", b"missing", "normal", b"normal", "slice_columns", b"slice_columns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__false_alarm_rate: _TypeAlias = _typing.Literal["false_alarm_rate"]  # noqa: Y015
+    _WhichOneofArgType__false_alarm_rate: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__false_alarm_rate) -> _WhichOneofReturnType__false_alarm_rate | None: ...
+
+Global___AnomalyDetection: _TypeAlias = AnomalyDetection  # noqa: Y015
+
+@_typing.final
 class Clip(_message.Message):
     """Between which values a column is held."""
 
@@ -1445,6 +1583,42 @@ class TransformerFamily(_message.Message):
 Global___TransformerFamily: _TypeAlias = TransformerFamily  # noqa: Y015
 
 @_typing.final
+class AutoencoderFamily(_message.Message):
+    """An autoencoder: hidden layers with ReLU down to a code, and the same back up to the features, which
+    it learns to repeat from rows with some features dropped (Vincent et al., 2008).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HIDDEN_UNITS_FIELD_NUMBER: _builtins.int
+    CODE_UNITS_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    code_units: _builtins.int
+    """Size of the code, 1 to 1024; never more than half of the features. 0: 8."""
+    dropout: _builtins.float
+    """Fraction of the features dropped in training, 0 to 0.9. Unset: 0.1."""
+    @_builtins.property
+    def hidden_units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Units of each hidden layer on the way down, 1 to 4096 each, at most 8 layers. Empty: 64, 32."""
+
+    def __init__(
+        self,
+        *,
+        hidden_units: _abc.Iterable[_builtins.int] | None = ...,
+        code_units: _builtins.int = ...,
+        dropout: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "dropout", b"dropout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dropout", b"_dropout", "code_units", b"code_units", "dropout", b"dropout", "hidden_units", b"hidden_units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
+    _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+
+Global___AutoencoderFamily: _TypeAlias = AutoencoderFamily  # noqa: Y015
+
+@_typing.final
 class Split(_message.Message):
     """How rows are divided. Fractions leave the rest to training.
 
@@ -1502,7 +1676,8 @@ Global___Split: _TypeAlias = Split  # noqa: Y015
 @_typing.final
 class Training(_message.Message):
     """How the network is fitted: on the cross-entropy for classes and labels, on the squared error of
-    the standardised number for numbers. The best weights seen are those that are kept.
+    the standardised number for numbers, on the squared error of the standardised features for anomaly
+    detection. The best weights seen are those that are kept.
 
     Training goes on where it was after a restart, with the same outcome to the bit on one machine.
     """
@@ -1708,7 +1883,8 @@ class Progress(_message.Message):
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures of the last step or epoch: `loss` and `val_loss`, and by task `accuracy`, `mae` or
-        `subset_accuracy`, also with `val_`.
+        `subset_accuracy`, also with `val_`; for anomaly detection, `mae` is that of standardised
+        features.
         """
 
     def __init__(
@@ -1851,7 +2027,9 @@ class TrainingResult(_message.Message):
     order of the network. The same spec on the same machine gives the same.
     """
     score: _builtins.str
-    """The one of `metrics` that graphs and inputs are compared by: `accuracy`, `r2` or `sample_f1`."""
+    """The one of `metrics` that graphs and inputs are compared by: `accuracy`, `r2`, `sample_f1` or
+    `balanced_accuracy`.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures of the ONNX graph on the test part. Of classes: `accuracy`, `balanced_accuracy`,
@@ -1860,7 +2038,10 @@ class TrainingResult(_message.Message):
         `weighted_` (by rows). Of numbers: `mae`, `mse`, `rmse` and `r2`. Of labels: `subset_accuracy`
         (all labels of a row right), `sample_f1` (mean over rows), `log_loss`, `roc_auc` and `pr_auc`
         (mean over labels), and `precision`, `recall` and `f1`, each as `macro_` and `micro_` (over all
-        labels of all rows at once).
+        labels of all rows at once). Of anomalies: the `threshold`, the `expected_false_alarm_rate` that
+        follows from how many rows it was calibrated on, `false_alarm_rate` (share of normal rows called
+        anomalies), `balanced_accuracy` and, if there are both kinds of rows, `roc_auc`, `pr_auc`,
+        `precision`, `recall` and `f1` of finding anomalies.
         """
 
     @_builtins.property
@@ -1889,7 +2070,9 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def intervals(self) -> _containers.MessageMap[_builtins.str, Global___Interval]:
-        """95 % confidence intervals of some of `metrics`, by bootstrap over the test rows."""
+        """95 % confidence intervals of some of `metrics`, by bootstrap over the test rows; that of
+        `false_alarm_rate` by the method of Wilson (1927).
+        """
 
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
