@@ -1,7 +1,7 @@
 """Notes when an Envoy does not take up what it accepted: clusters that warm for ever.
 
 An Envoy that said yes to new settings of a cluster works by the old ones until it knows its
-servers. Nothing else tells that it still does, so each reports how many of its clusters are warming.
+servers. Nothing else tells that it still does, so each reports how many of them are warming.
 """
 
 from __future__ import annotations  # grpc's generics exist only in its stubs.
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SERVICE: Final = "opentelemetry.proto.collector.metrics.v1.MetricsService"
 _TOO_LONG_S: Final = 10.0
 _OVER_AFTER_S: Final = 15.0
-"""How long no Envoy must have reported any. Each reports every 5 s; which one it was is not said."""
+"""How long no Envoy must have reported any: each does every 5 s, and which one is not said."""
 
 _WARMING: Final = Gauge(
     "servery_gateway_warming_clusters",
