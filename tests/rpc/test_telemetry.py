@@ -158,9 +158,9 @@ async def test_lines_of_the_log_name_the_trace_of_their_call(
     logging.getLogger("servery_rpc").addHandler(kept := Kept())
     try:
         async with collecting() as (_, endpoint), serve(otlp_endpoint=endpoint) as (_, stub):
+            bad = stub.GetModel(pb.GetModelRequest(name="bad"), metadata=traceparent(sampled=False))
             with caplog.at_level("INFO"), pytest.raises(grpc.aio.AioRpcError):
-                request = pb.GetModelRequest(name="bad")
-                await stub.GetModel(request, metadata=traceparent(sampled=False))
+                await bad
     finally:
         logging.getLogger("servery_rpc").removeHandler(kept)
     assert [(line["trace_id"], line["request_id"]) for line in lines] == [(TRACE, "r1")]
