@@ -9,13 +9,16 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer import parity
 from servery_trainer.fitting import fit_columns, fit_text, vocabulary_size
+from servery_trainer.heads import Calibrated
 from servery_trainer.imputation import Imputation
 from servery_trainer.label_sets import LabelSets
+from servery_trainer.normality import Normality
 from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantities import Quantities
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes, Target
 from servery_trainer.tasks import Fill, TextTask
+from tests.trainer.specs import table as spec_of
 from tests.trainer.specs import tabular, text
 from tests.trainer.test_text_families import ODD, SENTENCES
 from tests.trainer.test_text_families import rows as texts
@@ -46,6 +49,9 @@ def target(goal: str) -> Target:
         case "a number":
             values = rng.normal(-3000, 40, (ROWS, 1)).astype(np.float32)
             return Quantities(values=values, column="y")
+        case "what is normal":
+            values = np.zeros(ROWS, np.int64)
+            return Normality(values=values, column="", normal="", false_alarm_rate=0.2)
         case _:
             truths = (rng.random((ROWS, 3)) < 0.4).astype(np.uint8)
             return LabelSets(values=truths, labels=("a", "b", "c"), columns=("y",))
@@ -79,8 +85,10 @@ def check(preprocessing: Preprocessing, goal: str, family: Any, inputs: dict[str
         family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing)
     )
     answering = export.answering(network, objective)
-    graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     answers = export.predict(answering, preprocessing, inputs)
+    if isinstance(head, Calibrated):
+        head = head.calibrated(answers)
+    graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     assert np.isfinite(answers).all()
     expected = head.decode(answers)
     assert [output.name for output in head.outputs] == list(expected)
@@ -90,7 +98,7 @@ def check(preprocessing: Preprocessing, goal: str, family: Any, inputs: dict[str
         assert graph.run(inputs)[output.name].shape[1:] == output.shape
 
 
-@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("goal", [*GOALS, "what is normal"])
 def test_tables_with_rows_of_every_kind(goal: str) -> None:
     train = table()
     policy = Imputation.of(pb.MISSING_POLICY_IMPUTE_MEDIAN, Fill())
@@ -100,7 +108,8 @@ def test_tables_with_rows_of_every_kind(goal: str) -> None:
         for place, (name, values) in enumerate(train.items())
     }
     inputs = {name: np.concatenate([odd[name], values]) for name, values in train.items()}
-    check(preprocessing, goal, parse_spec(tabular()).family, inputs)
+    spec = spec_of("anomaly_detection") if goal == "what is normal" else tabular()
+    check(preprocessing, goal, parse_spec(spec).family, inputs)
 
 
 @pytest.mark.parametrize("goal", GOALS)

@@ -22,6 +22,7 @@ class Task(StrEnum):
     CLASSIFICATION = "classification"
     REGRESSION = "regression"
     MULTI_LABEL = "multi-label"
+    ANOMALY = "anomaly"
 
 
 class Missing(StrEnum):
@@ -50,6 +51,7 @@ class Family(StrEnum):
     EMBEDDING = "embedding"
     RECURRENT = "recurrent"
     TRANSFORMER = "transformer"
+    AUTOENCODER = "autoencoder"
 
 
 def train(
@@ -67,13 +69,20 @@ def train(
         str | None,
         typer.Option(
             help="Column (.csv) or array (.npz: labels) with the class or number; for multi-label"
-            " the columns of the labels, by commas."
+            " the columns of the labels, by commas; for anomaly what tells normal rows, if any."
         ),
     ] = None,
     task: Annotated[Task, typer.Option(help="What to learn of a row.")] = Task.CLASSIFICATION,
     separator: Annotated[
         str, typer.Option(help="Of multi-label: --target is one column that lists labels, with it.")
     ] = "",
+    normal: Annotated[
+        str, typer.Option(help="Of anomaly: what --target says of normal rows.")
+    ] = "",
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(help="Of anomaly: share of normal rows that may be called one; 0.01."),
+    ] = None,
     slices: Annotated[
         str | None, typer.Option("--slice-by", help="Columns to report the figures by, by commas.")
     ] = None,
@@ -138,16 +147,13 @@ def train(
         repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
         if dataset.format == dataset_pb2.DATASET_FORMAT_TEXTS:
             target, text = target or "label", text or "text"
-        if dataset.format not in ARRAYS and target is None:
-            raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
         if dataset.format not in ARRAYS:
-            rows = "tabular" if text is None else "text"
-            message: Any = getattr(spec, f"{rows}_{task.name.lower()}")
+            message = _teach(spec, task, target, text)
             if task is Task.MULTI_LABEL:
-                message.targets.extend((target or "").split(","))
                 message.separator = separator
-            else:
-                message.target = target or ""
+            if task is Task.ANOMALY:
+                message.normal = normal
+                message.MergeFrom(pb.AnomalyDetection(false_alarm_rate=false_alarm_rate))
             message.slice_columns.extend(slices.split(",") if slices else [])
             message.missing = gaps
             message.duplicates = repeated
@@ -182,3 +188,20 @@ def train(
         print_json(as_dict(job))
     else:
         out.print(f"follow it with: servery jobs watch {short(job.name)}")
+
+
+def _teach(spec: pb.TrainingSpec, task: Task, target: str | None, text: str | None) -> Any:
+    """Say what the rows of a table are to teach; return the message of the task."""
+    if task is Task.ANOMALY:
+        if text is not None:
+            raise typer.BadParameter("--task anomaly learns from columns, not from --text")
+        spec.anomaly_detection.label = target or ""
+        return spec.anomaly_detection
+    if target is None:
+        raise typer.BadParameter("give --target COLUMN: what a table's rows are to teach")
+    message: Any = getattr(spec, f"{'tabular' if text is None else 'text'}_{task.name.lower()}")
+    if task is Task.MULTI_LABEL:
+        message.targets.extend(target.split(","))
+    else:
+        message.target = target
+    return message
