@@ -17,12 +17,28 @@ def test_only_the_exchange_of_keys_and_health_need_no_token() -> None:
     }
 
 
+def with_json_form(*, inference: bool) -> dict[str, bool]:
+    """Method to whether its contract says how it is called over HTTP."""
+    return {
+        f"{service.name}/{method.name}": method.GetOptions().HasExtension(annotations_pb2.http)
+        for upstream, file in contracts()
+        if (upstream == INFERENCE) is inference
+        for service in file.services_by_name.values()
+        for method in service.methods
+    }
+
+
 def test_inference_has_no_json_form() -> None:
     """Envoy would drop tensors that come as the specification writes them."""
-    files = [file for upstream, file in contracts() if upstream == INFERENCE]
-    assert files
-    for file in files:
-        for service in file.services_by_name.values():
-            assert not any(
-                method.GetOptions().HasExtension(annotations_pb2.http) for method in service.methods
-            )
+    assert set(with_json_form(inference=True).values()) == {False}
+
+
+def test_every_method_of_ours_has_a_json_form_but_those_that_stream_up_or_send_files() -> None:
+    found = with_json_form(inference=False)
+    assert {method for method, has_form in found.items() if not has_form} == {
+        "DatasetService/AppendUpload",
+        "DatasetService/CreateDataset",
+        "RegistryService/ReadFile",
+        "RegistryService/RegisterVersion",
+        "UsageService/ExportUsage",
+    }
