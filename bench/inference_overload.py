@@ -92,7 +92,7 @@ async def measure(address: str, pid: int, transport: str, rounds: int, seconds: 
         inputs=[{"name": "x", "datatype": "FP32", "shape": SHAPE}],
         raw_input_contents=[np.ones(SHAPE, np.float32).tobytes()],
     ).SerializeToString()
-    await until_answered(address, body)
+    await until_answered(address, body, None)
     await saturate(address, pid, body, seconds)  # Warm.
     outcomes: dict[int, list[Outcome]] = {times: [] for times in LOADS}
     shares: dict[int, list[float]] = {times: [] for times in LOADS}
