@@ -14,6 +14,7 @@ from servery_inference.backlog import Backlog
 from servery_inference.batch import Batch, NotRowWiseError, kind_of, part
 from servery_inference.batch_choice import Choice, choose
 from servery_inference.batch_policy import BatchPolicy
+from servery_inference.company import Company
 from servery_inference.engine import RunFailedError
 from servery_inference.execution import Execution, Run
 from servery_inference.queueing import (
@@ -31,8 +32,6 @@ from servery_inference.statistics import ModelStatistics
 
 _JOINING_PAYS_S: Final = 3e-5
 """Waking a request that waited costs about as much as a run this short."""
-
-_COMPANY_TURNS: Final = 8
 
 
 class ModelCannotRunError(InferenceRequestInvalidError):
@@ -82,8 +81,7 @@ class Batcher:
         self._answers = AnswerOrder(policy.is_ordered)
         self._poked = False
         self._timer: asyncio.TimerHandle | None = None
-        self._in_turn = 0
-        self._company = 0
+        self._company = Company()
 
     async def run(
         self,
@@ -178,18 +176,7 @@ class Batcher:
             return False
         if self._costs.estimate(size) < _JOINING_PAYS_S:
             return True
-        self._in_turn += 1
-        if self._in_turn == 1:
-            asyncio.get_running_loop().call_soon(self._end_turn)
-        return not self._company
-
-    def _end_turn(self) -> None:
-        """Remember whether requests come several at a time: then waiting for a turn joins them."""
-        if self._in_turn > 1:
-            self._company = _COMPANY_TURNS
-        elif self._company:
-            self._company -= 1
-        self._in_turn = 0
+        return not self._company.expects()
 
     def _join_queue(self, work: Work, terms: Terms) -> None:
         now = time.monotonic()

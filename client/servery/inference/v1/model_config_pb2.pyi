@@ -244,7 +244,7 @@ class ModelInstanceGroup(_message.Message):
     """Name of a host policy, such as NUMA pinning, of the server. Ignored by Servery."""
     @_builtins.property
     def rate_limiter(self) -> Global___ModelRateLimiter:
-        """Limits against other models. Ignored by Servery."""
+        """Limits against other models; they hold where the server runs with `--rate-limit`."""
 
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -353,7 +353,7 @@ class ModelInput(_message.Message):
     """TensorRT shape tensors. Ignored by Servery."""
     allow_ragged_batch: _builtins.bool
     """True lets requests of different shapes share a batch: their elements are joined into one flat
-    tensor, and `batch_input` tells the graph where each begins.
+    tensor, and `batch_input` tells the graph where each begins. Refused by Servery.
     """
     optional: _builtins.bool
     """True lets requests omit the input; it then needs a default in the graph."""
@@ -1406,7 +1406,7 @@ class ModelSequenceBatching(_message.Message):
     Default 1000000; 0 means the default.
     """
     iterative_sequence: _builtins.bool
-    """True lets the model put a request back into the queue to continue it. Ignored by Servery: an
+    """True lets the model put a request back into the queue to continue it. Refused by Servery: an
     ONNX graph cannot.
     """
     @_builtins.property
@@ -1708,7 +1708,9 @@ class ModelTransactionPolicy(_message.Message):
 
     DECOUPLED_FIELD_NUMBER: _builtins.int
     decoupled: _builtins.bool
-    """True allows 0 or more answers, on ModelStreamInfer only. Default false: exactly one."""
+    """True allows 0 or more answers, on ModelStreamInfer only. Default false: exactly one, which is
+    all that Servery offers.
+    """
     def __init__(
         self,
         *,
@@ -2036,11 +2038,11 @@ class ModelConfig(_message.Message):
 
     @_builtins.property
     def batch_input(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchInput]:
-        """Inputs that the server computes from a batch."""
+        """Inputs that the server computes from a batch. Refused by Servery."""
 
     @_builtins.property
     def batch_output(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchOutput]:
-        """Outputs with a cutting rule of their own."""
+        """Outputs with a cutting rule of their own. Refused by Servery."""
 
     @_builtins.property
     def optimization(self) -> Global___ModelOptimizationPolicy:
