@@ -152,15 +152,15 @@ class Client:
         return self.jobs.WatchTrainingJob(request, metadata=self.metadata)
 
     async def events(
-        self, name: str, resume_token: str = ""
+        self, name: str, resume_token: str = "", within_s: float = 60
     ) -> list[training_pb2.WatchTrainingJobResponse]:
         """Every event until the job has ended."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(within_s):
             return [event async for event in self.watch(name, resume_token)]
 
-    async def end(self, name: str) -> training_pb2.TrainingJob:
+    async def end(self, name: str, within_s: float = 60) -> training_pb2.TrainingJob:
         """The job once it has ended."""
-        return (await self.events(name))[-1].training_job
+        return (await self.events(name, within_s=within_s))[-1].training_job
 
     async def until(self, name: str, state: training_pb2.TrainingJobState.ValueType) -> None:
         """Return once the job is in `state`."""

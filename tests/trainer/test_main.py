@@ -1,5 +1,7 @@
 """The trainer as it is run: real data, real training, a real registry."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +32,7 @@ async def test_a_real_job_ends_in_a_proven_version(tmp_path: Path, registry: str
         dataset = await client.upload(breast_cancer(), display_name="breast-cancer.csv")
         asked = spec(dataset.name, "tumours", target="diagnosis", alias="production")
         asked.training.CopyFrom(pb.Training(max_epochs=8, seed=1))
-        events = await client.events((await client.create(asked)).name)
+        events = await client.events((await client.create(asked)).name, within_s=110)
     job = events[-1].training_job
     assert job.state == SUCCEEDED, job.error
     assert dataset.row_count == job.result.rows.total == 569
@@ -60,6 +62,35 @@ async def test_a_real_job_ends_in_a_proven_version(tmp_path: Path, registry: str
     }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # It starts TensorFlow three times.
+async def test_a_real_job_whose_process_is_killed_trains_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    async with running_trainer(tmp_path, JOB_COMMAND) as client:
+        dataset = await client.upload(breast_cancer())
+        asked = spec(dataset.name, "tumours", target="diagnosis")
+        asked.training.CopyFrom(pb.Training(max_epochs=40, early_stopping_patience=40))
+        terms = {"without_publication": True}
+        killed = await client.create(asked, terms=terms)
+        async for event in client.watch(killed.name):
+            if event.progress.epoch:
+                break
+        os.kill(child_of(child_of(os.getpid())), signal.SIGKILL)
+        ended = await client.end(killed.name, within_s=120)
+        whole = await client.end((await client.create(asked, terms=terms)).name, within_s=120)
+    assert (ended.state, ended.attempt) == (SUCCEEDED, 2), ended.error
+    assert (whole.state, whole.attempt) == (SUCCEEDED, 1), whole.error
+    assert len(ended.result.weights_sha256) == 64
+    assert ended.result.weights_sha256 == whole.result.weights_sha256
+
+
+def child_of(pid: int) -> int:
+    """The newest process that a process started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[-1])
+
+
 def test_help_names_every_option_and_its_unit() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "servery_trainer", "--help"],
@@ -67,7 +98,7 @@ def test_help_names_every_option_and_its_unit() -> None:
         text=True,
         check=True,
     )
-    for option in ("--data-dir", "--registry", "--parallel-jobs", "--job-memory-bytes"):
+    for option in ("--data-dir", "--registry", "--parallel-jobs", "--cores", "--memory-bytes"):
         assert option in shown.stdout
 
 

@@ -15,12 +15,12 @@ from servery.registry.v1 import registry_pb2_grpc as pb_grpc
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.names import AliasName, ModelName
-from servery_trainer.publisher import RegistryPublisher, dial_registry
-from servery_trainer.scheduler import (
+from servery_trainer.publication import (
     PublicationRefusedError,
     PublicationWithdrawnError,
     RegistryFaultError,
 )
+from servery_trainer.publisher import RegistryPublisher, dial_registry
 from tests.trainer.service import NOWHERE, failure
 
 

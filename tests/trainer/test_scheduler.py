@@ -20,6 +20,7 @@ from servery_trainer.job_directories import JobDirectories
 from servery_trainer.jobs import CANCELLED, FAILED, PUBLISHING, QUEUED, RUNNING, SUCCEEDED
 from servery_trainer.local_executor import LocalExecutor
 from servery_trainer.progress import JOBS
+from servery_trainer.publication import Publications
 from servery_trainer.publisher import RegistryPublisher, dial_registry
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.settings import TrainerSettings
@@ -149,12 +150,13 @@ async def test_a_cancel_is_carried_out_though_its_caller_left(
     log = EventLog(engine, asyncio.get_running_loop(), JOBS)
     store = JobStore(engine, CAPACITY, log.changed)
     async with dial_registry(NOWHERE) as channel:
+        directories = JobDirectories(tmp_path)
         scheduler = Scheduler(
             store,
             LocalExecutor(command=command),
-            RegistryPublisher(channel),
+            Publications(store, RegistryPublisher(channel), directories, lambda: NOON),
             dataset_path=lambda _: tmp_path / "data.csv",
-            directories=JobDirectories(tmp_path),
+            directories=directories,
             wake=asyncio.Event(),
             now=lambda: NOON,
         )

@@ -29,6 +29,8 @@ def test_a_directory_and_a_registry_are_enough() -> None:
             for flag, value, field in (
                 ("--parallel-jobs", "0", "parallel_jobs"),
                 ("--job-memory-bytes", "-1", "job_memory_bytes"),
+                ("--cores", "-1", "cores"),
+                ("--memory-bytes", "-1", "memory_bytes"),
                 ("--max-dataset-bytes", "0", "max_dataset_bytes"),
                 ("--drain-s", "-1", "drain_s"),
             )

@@ -22,6 +22,7 @@ from servery_trainer.job_directories import JobDirectories
 from servery_trainer.job_logs import JobLogs
 from servery_trainer.local_executor import JOB_COMMAND, LocalExecutor, network_is_closed
 from servery_trainer.progress import JOBS
+from servery_trainer.publication import Publications
 from servery_trainer.publisher import RegistryPublisher, dial_registry
 from servery_trainer.resources import machine
 from servery_trainer.scheduler import Scheduler
@@ -96,7 +97,7 @@ async def _trainer_alone(
         scheduler = Scheduler(
             store,
             executor,
-            RegistryPublisher(channel),
+            Publications(store, RegistryPublisher(channel), directories, _now),
             dataset_path=datasets.path,
             directories=directories,
             wake=wake,

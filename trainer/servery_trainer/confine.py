@@ -46,11 +46,11 @@ def main() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     status = 1
     try:
-        if signal.SIGTERM in signal.sigpending():
-            sys.exit(128 + signal.SIGTERM)
         job = os.fork()
         if job == 0:
             _become(command, bounds)
+        if signal.SIGTERM in signal.sigpending():  # It came before there was a job to get it.
+            os.kill(job, signal.SIGTERM)
         ended = 0
         while ended != job:
             ended, status = os.waitpid(-1, 0)

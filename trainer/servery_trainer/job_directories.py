@@ -1,5 +1,6 @@
 """The directory of each job: what is in it, and how long it stays. All of it blocks."""
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ class JobDirectories:
             shutil.rmtree(directory / "checkpoint", ignore_errors=True)
         oldest = (now - KEEP_CHECKPOINTS).timestamp()
         for checkpoint in self.root.glob("*/*/checkpoint"):
-            if checkpoint.stat().st_mtime < oldest:
-                shutil.rmtree(checkpoint, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # Another job may tidy, too.
+                if checkpoint.stat().st_mtime < oldest:
+                    shutil.rmtree(checkpoint, ignore_errors=True)
 
     def discard_bundle(self, name: TrainingJobName) -> None:
         """Remove the bundle of a trial that was not chosen, or has been published."""

@@ -20,7 +20,7 @@ from servery.registry.v1 import registry_pb2_grpc as pb_grpc
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.names import AliasName
-from servery_trainer.scheduler import (
+from servery_trainer.publication import (
     PublicationRefusedError,
     PublicationWithdrawnError,
     RegistryFaultError,

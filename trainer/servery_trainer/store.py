@@ -5,11 +5,9 @@ Each method is one transaction. All block; any thread may call them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, Engine, insert, select, update
-from sqlalchemy.exc import NoResultFound
+from sqlalchemy import Engine, select
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
@@ -19,6 +17,7 @@ from servery_trainer import queue_rows
 from servery_trainer.database import TRAINING_JOB, reads
 from servery_trainer.fair_share import Running, next_job
 from servery_trainer.idempotency import CreateRequest, first_answer, remember
+from servery_trainer.job_rows import StoredJob, insert_job, named_job, stored_job, write_job
 from servery_trainer.jobs import (
     CANCELLED,
     FAILED,
@@ -30,7 +29,6 @@ from servery_trainer.jobs import (
     Crashed,
     Outcome,
     TrainingJobEndedError,
-    TrainingJobNotFoundError,
     crash,
     is_final,
     move,
@@ -39,19 +37,6 @@ from servery_trainer.jobs import (
 from servery_trainer.progress import append_progress, append_state
 from servery_trainer.resources import Resources
 from servery_trainer.terms import Capacity, Terms, retry_s
-
-
-@dataclass(slots=True)
-class _Stored:
-    """A job inside a transaction: what is changed here is written when it ends."""
-
-    id: int
-    job: pb.TrainingJob
-    cancel_requested: bool
-    committing: bool
-    not_before_s: float
-    run_since_s: float
-    crashes: int
 
 
 class JobStore:
@@ -115,7 +100,7 @@ class JobStore:
             TrainingJobNotFoundError: There is none.
         """
         with self._reads.begin() as connection:
-            return visible(_named(connection, name).job)
+            return visible(named_job(connection, name).job)
 
     def list(self, tenant: str, page: Page) -> tuple[Sequence[pb.TrainingJob], str | None]:
         """Return one page of a tenant's jobs, the newest first, and the key of the next page."""
@@ -151,13 +136,13 @@ class JobStore:
     def get_publishing(self, name: TrainingJobName) -> pb.TrainingJob | None:
         """Return a job with the result of its process; None if it is not PUBLISHING any more."""
         with self._reads.begin() as connection:
-            job = _named(connection, name).job
+            job = named_job(connection, name).job
         return job if job.state == PUBLISHING else None
 
     def cancel_requested(self, name: TrainingJobName) -> bool:
         """Tell whether a running job was asked to stop."""
         with self._reads.begin() as connection:
-            return _named(connection, name).cancel_requested
+            return named_job(connection, name).cancel_requested
 
     def claim(self, now: datetime) -> pb.TrainingJob | None:
         """Take the job that starts now, see `fair_share`: it is RUNNING from here on."""
@@ -175,10 +160,10 @@ class JobStore:
                 if job is None:
                     return None
                 chosen = job.id
-            stored = _stored(connection, TRAINING_JOB.c.id == chosen)
+            stored = stored_job(connection, TRAINING_JOB.c.id == chosen)
             move(stored.job, RUNNING, now)
             stored.run_since_s = now_s
-            _write(connection, stored)
+            write_job(connection, stored)
             append_state(connection, stored.id, stored.job)
         self.announce(stored.job.name)
         return stored.job
@@ -192,11 +177,11 @@ class JobStore:
     def record(self, name: TrainingJobName, progress: Sequence[pb.Progress]) -> None:
         """Log what the process of a running job does."""
         with self._engine.begin() as connection:
-            stored = _named(connection, name)
+            stored = named_job(connection, name)
             for one in progress:
                 append_progress(connection, stored.id, one)
             stored.job.progress.CopyFrom(progress[-1])
-            _write(connection, stored)
+            write_job(connection, stored)
         self._changed(str(name))
 
     def end_run(self, name: TrainingJobName, outcome: Outcome, now: datetime) -> pb.TrainingJob:
@@ -278,13 +263,13 @@ class JobStore:
     @contextmanager
     def _change(
         self, name: TrainingJobName, run_ended: datetime | None = None
-    ) -> Iterator[_Stored]:
+    ) -> Iterator[StoredJob]:
         """Change a job; with `run_ended`, its tenant answers for what its process used."""
         with self._engine.begin() as connection:
-            stored = _named(connection, name)
+            stored = named_job(connection, name)
             before = stored.job.state
             yield stored
-            _write(connection, stored)
+            write_job(connection, stored)
             if stored.job.state != before:
                 append_state(connection, stored.id, stored.job)
             if run_ended:
@@ -303,31 +288,6 @@ def queued(name: str, spec: pb.TrainingSpec, terms: Terms, now: datetime) -> pb.
     return job
 
 
-def insert_job(connection: Connection, job: pb.TrainingJob, now: datetime) -> int:
-    """Add a queued job, and return its row id; once committed, `JobStore.announce` it."""
-    job_id: int = connection.execute(
-        insert(TRAINING_JOB)
-        .values(
-            name=job.name,
-            tenant=TrainingJobName.parse(job.name).tenant,
-            state=job.state,
-            cancel_requested=False,
-            committing=False,
-            message=job.SerializeToString(),
-            priority=job.priority,
-            cores=job.resources.cores,
-            memory_bytes=job.resources.memory_bytes,
-            create_time_s=now.timestamp(),
-            not_before_s=0.0,
-            run_since_s=0.0,
-            crashes=0,
-        )
-        .returning(TRAINING_JOB.c.id)
-    ).scalar_one()
-    append_state(connection, job_id, job)
-    return job_id
-
-
 def page_key(after: str) -> int:
     """Read the row id a page token holds.
 
@@ -337,39 +297,3 @@ def page_key(after: str) -> int:
     if not after.isdecimal() or len(after) > 18:
         raise FieldInvalidError("page_token", after, "be a next_page_token of this method")
     return int(after)
-
-
-def _named(connection: Connection, name: TrainingJobName) -> _Stored:
-    try:
-        return _stored(connection, TRAINING_JOB.c.name == str(name))
-    except NoResultFound:
-        raise TrainingJobNotFoundError(name) from None
-
-
-def _stored(connection: Connection, which: ColumnElement[bool]) -> _Stored:
-    row = connection.execute(select(TRAINING_JOB).where(which).with_for_update()).one()
-    return _Stored(
-        row.id,
-        pb.TrainingJob.FromString(row.message),
-        row.cancel_requested,
-        row.committing,
-        row.not_before_s,
-        row.run_since_s,
-        row.crashes,
-    )
-
-
-def _write(connection: Connection, stored: _Stored) -> None:
-    connection.execute(
-        update(TRAINING_JOB)
-        .where(TRAINING_JOB.c.id == stored.id)
-        .values(
-            state=stored.job.state,
-            cancel_requested=stored.cancel_requested,
-            committing=stored.committing,
-            message=stored.job.SerializeToString(),
-            not_before_s=stored.not_before_s,
-            run_since_s=stored.run_since_s,
-            crashes=stored.crashes,
-        )
-    )

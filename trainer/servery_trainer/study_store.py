@@ -19,7 +19,8 @@ from servery_rpc.names import StudyName
 from servery_rpc.pages import Page
 from servery_trainer.database import STUDY, STUDY_EVENT, TRIAL, reads
 from servery_trainer.event_log import Logged
-from servery_trainer.store import JobStore, insert_job, page_key
+from servery_trainer.job_rows import insert_job
+from servery_trainer.store import JobStore, page_key
 from servery_trainer.studies import FINAL, StudyEndedError, StudyNotFoundError, ranked
 
 STUDIES: Final = Logged(
@@ -60,11 +61,12 @@ class StudyStore:
         self._jobs = jobs
         self._changed = changed
 
-    def create(self, study: pb.Study, digest: str, now: datetime) -> pb.Study:
+    def create(self, study: pb.Study, request_id: str, digest: str, now: datetime) -> pb.Study:
         """Add a study, or return the one that the same request made before.
 
         Args:
-            study: With its name, which follows from the request if that has an id.
+            study: With its name, which follows from the id of the request if that has one.
+            request_id: Empty or a UUID.
             digest: Of the request.
             now: The time.
 
@@ -77,7 +79,7 @@ class StudyStore:
             row = connection.execute(select(STUDY).where(STUDY.c.name == study.name)).one_or_none()
             if row is not None:
                 if row.digest != digest:
-                    raise RequestIdReusedError(study.name)
+                    raise RequestIdReusedError(request_id)
                 return pb.Study.FromString(row.message)
             study_id = connection.execute(
                 insert(STUDY)

@@ -63,7 +63,9 @@ class TuningServicer(pb_grpc.TuningServiceServicer):
             study.name = str(name)
             body = request.study.SerializeToString(deterministic=True)
             digest = hashlib.sha256(body).hexdigest()
-            study = await asyncio.to_thread(self._studies.create, study, digest, self._now())
+            study = await asyncio.to_thread(
+                self._studies.create, study, request_id, digest, self._now()
+            )
             self._tuner.start(name)
         return pb.CreateStudyResponse(study=study)
 

@@ -545,7 +545,7 @@ class CreateStudyRequest(_message.Message):
     parent: _builtins.str
     """Required. `tenants/{tenant}`."""
     request_id: _builtins.str
-    """Optional. A UUID; a repeated call with the same one returns the first answer."""
+    """Optional. A UUID; a repeated call with the same one returns the study of the first."""
     validate_only: _builtins.bool
     """Check everything and return the study that would be, without creating it."""
     @_builtins.property

@@ -82,7 +82,7 @@ class TuningServiceServicer(object):
     def CreateStudy(self, request, context):
         """Checks a study against its data and both ends of every range, then starts it.
 
-        Idempotent by `request_id` for 24 hours.
+        Idempotent by `request_id`.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed or out of its range, a path names no

@@ -41,7 +41,7 @@ class TuningServiceStub:
     CreateStudy: _grpc.UnaryUnaryMultiCallable[_tuning_pb2.CreateStudyRequest, _tuning_pb2.CreateStudyResponse]
     """Checks a study against its data and both ends of every range, then starts it.
 
-    Idempotent by `request_id` for 24 hours.
+    Idempotent by `request_id`.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed or out of its range, a path names no
@@ -100,7 +100,7 @@ class TuningServiceAsyncStub(TuningServiceStub):
     CreateStudy: _aio.UnaryUnaryMultiCallable[_tuning_pb2.CreateStudyRequest, _tuning_pb2.CreateStudyResponse]  # type: ignore[assignment]
     """Checks a study against its data and both ends of every range, then starts it.
 
-    Idempotent by `request_id` for 24 hours.
+    Idempotent by `request_id`.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed or out of its range, a path names no
@@ -162,7 +162,7 @@ class TuningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tuning_pb2.CreateStudyResponse, _abc.Awaitable[_tuning_pb2.CreateStudyResponse]]:
         """Checks a study against its data and both ends of every range, then starts it.
 
-        Idempotent by `request_id` for 24 hours.
+        Idempotent by `request_id`.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed or out of its range, a path names no
