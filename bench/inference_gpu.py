@@ -109,7 +109,7 @@ async def measure(folder: Path, args: argparse.Namespace) -> None:
             regions = [stack.enter_context(region(images)) for _ in range(args.callers)]
             async with grpc.aio.insecure_channel(address) as channel:
                 warm = request(precision, images[:1], None)
-                await until_answered(address, warm.SerializeToString())
+                await until_answered(address, warm.SerializeToString(), None)
                 for key in regions:
                     await register(channel, key, images.nbytes)
                 graph = folder / "models" / precision / "1" / "model.onnx"
