@@ -77,10 +77,13 @@ def test_a_table_becomes_a_served_model(platform: Platform, iris: dict[str, list
 def test_every_command_has_json_and_a_table(platform: Platform, iris: dict[str, Any]) -> None:
     with platform.client() as servery:
         wait_served(servery, "iris")
+        dataset = next(d.name for d in servery.datasets.list() if d.display_name == "iris.csv")
     for command in (
         ["models", "list"],
         ["models", "versions", "iris"],
         ["datasets", "list"],
+        ["datasets", "show", dataset],
+        ["datasets", "validate", dataset, "--target", "species"],
         ["jobs", "list"],
         ["keys", "list"],
         ["predict", "iris", "--input", json.dumps(iris)],

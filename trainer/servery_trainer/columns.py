@@ -30,6 +30,7 @@ MAX_TEXT: Final = 32_768
 """Longest text to learn from, in characters."""
 
 _DATE: Final = re.compile(DATE_PATTERN)
+_WHOLE_DATE: Final = f"^({DATE_PATTERN})$"
 _BOOLEANS: Final = pa.array(["true", "false"])
 _NUMBER: Final = dataset_pb2.COLUMN_TYPE_NUMERIC
 _TEXT: Final = dataset_pb2.COLUMN_TYPE_TEXT
@@ -58,7 +59,9 @@ def are_booleans(cells: Any) -> NDArray[np.bool_]:
 def are_dates(cells: Any) -> NDArray[np.bool_]:
     """Tell which cells are dates; null is none."""
     coded = pc.dictionary_encode(pc.fill_null(cells, ""))
-    valid = np.array([is_date(text) for text in coded.dictionary.to_pylist()], np.bool_)
+    valid = pc.match_substring_regex(coded.dictionary, _WHOLE_DATE).to_numpy(zero_copy_only=False)
+    valid = valid.astype(np.bool_)
+    valid[valid] = [is_date(text) for text in coded.dictionary.filter(pa.array(valid)).to_pylist()]
     found: NDArray[np.bool_] = valid[coded.indices.to_numpy()]
     return found
 

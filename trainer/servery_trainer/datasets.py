@@ -176,9 +176,8 @@ class _ColumnSummary:
                 self._values.add_range(numbers)
         if self._boolean:
             self._boolean = bool(columns.are_booleans(present).all())
-        if self._date:  # most columns are none, and their first cell says so
-            first = columns.is_date(present[0].as_py())
-            self._date = first and bool(columns.are_dates(present).all())
+        if self._date:
+            self._date = bool(columns.are_dates(present).all())
         self._values.add_distinct(lambda: pc.unique(present).to_pylist())
 
     def column(self, rows: int) -> dataset_pb2.Column:

@@ -224,15 +224,15 @@ def parse_times(texts_B: NDArray[np.object_]) -> tuple[NDArray[np.float64], int 
     first_wrong = 0
     readers: tuple[Callable[[str], float], ...] = (_number, _seconds)
     for read in readers:
-        times = np.empty(len(texts_B))
-        for index, text in enumerate(texts_B):
+        times = dict.fromkeys(texts_B.tolist(), 0.0)
+        for text in times:
             try:
-                times[index] = read(text)
+                times[text] = read(text)
             except ValueError:
-                first_wrong = max(first_wrong, index)
+                first_wrong = max(first_wrong, int((texts_B == text).argmax()))
                 break
         else:
-            return times, None
+            return np.array([times[text] for text in texts_B.tolist()], np.float64), None
     return np.empty(0), first_wrong
 
 
