@@ -15,8 +15,8 @@ from typing import Any, Final
 import grpc
 
 from servery_gateway import xds_pool
-from servery_gateway.conversation import Conversation
-from servery_gateway.snapshot import ConfigurationRejectedError, Snapshot
+from servery_gateway.conversation import Conversation, Offer
+from servery_gateway.snapshot import ConfigurationRejectedError, Encoder, Snapshot
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.server import Service
 
@@ -36,7 +36,8 @@ class AdsServer:
 
     def __init__(self, retry_s: float = 2.0) -> None:
         self._retry_s = retry_s
-        self._snapshot: Snapshot | None = None
+        self._encoder = Encoder()
+        self._offer: Offer | None = None
         self._streams: dict[Conversation, asyncio.Event] = {}
         self._progress = asyncio.Condition()
         self._publishing = asyncio.Lock()
@@ -65,24 +66,23 @@ class AdsServer:
             DependencyUnavailableError: An Envoy did not answer in time. The snapshot stays in
                 force: the Envoy gets it as soon as it answers again.
         """
-        await asyncio.to_thread(lambda: snapshot.encoded)
         async with self._publishing:
-            before, self._snapshot = self._snapshot, snapshot
-            changed = [
-                k for k, v in snapshot.versions.items() if not before or before.versions[k] != v
-            ]
+            encoded = await asyncio.to_thread(self._encoder.encode, snapshot)
+            versions = snapshot.versions
+            before, self._offer = self._offer, Offer(versions, encoded)
+            changed = [k for k, v in versions.items() if not before or before.versions[k] != v]
             self._wake()
             try:
                 async with asyncio.timeout(timeout_s), self._progress:
                     await self._progress.wait_for(
-                        lambda: all(stream.settled(snapshot) for stream in self._streams)
+                        lambda: all(stream.settled(versions) for stream in self._streams)
                     )
             except TimeoutError:
                 raise DependencyUnavailableError("data plane") from None
-            problems = [p for stream in self._streams if (p := stream.problem(snapshot, changed))]
+            problems = [p for stream in self._streams if (p := stream.problem(versions, changed))]
             if problems:
                 if before is not None:
-                    self._snapshot = before
+                    self._offer = before
                     self._wake()
                 raise ConfigurationRejectedError(problems[0])
 
@@ -104,7 +104,7 @@ class AdsServer:
         reader = asyncio.create_task(self._read(requests, stream, wake))
         try:
             while not (self._closed or reader.done()):
-                while self._snapshot and (response := stream.next_response(self._snapshot)):
+                while self._offer and (response := stream.next_response(self._offer)):
                     yield response
                 await wake.wait()
                 wake.clear()

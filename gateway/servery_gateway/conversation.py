@@ -1,15 +1,26 @@
 """What one Envoy asked for, was sent, and said to it. Pure: no streams, no clock."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from servery_gateway import xds_pool
-from servery_gateway.snapshot import TYPES, WILDCARD, Snapshot
+from servery_gateway.snapshot import TYPES, WILDCARD
 
 _RESPONSE: Final = "envoy.service.discovery.v3.DiscoveryResponse"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A snapshot as it is sent."""
+
+    versions: Mapping[str, str]
+    """By type."""
+
+    encoded: Mapping[str, Mapping[str, bytes]]
+    """Type, then name, to the serialized resource."""
 
 
 @dataclass(slots=True)
@@ -73,47 +84,47 @@ class Conversation:
         if self._subscriptions[kind].problem:
             self._subscriptions[kind].due = True
 
-    def next_response(self, snapshot: Snapshot) -> Message | None:
+    def next_response(self, offer: Offer) -> Message | None:
         """Return the next DiscoveryResponse to send; None when there is nothing to say."""
         for kind in TYPES:
             subscription = self._subscriptions.get(kind)
             if subscription is None:
                 continue
-            if subscription.version == snapshot.versions[kind] and not subscription.due:
+            if subscription.version == offer.versions[kind] and not subscription.due:
                 continue
             self._num_sent += 1
-            subscription.version = snapshot.versions[kind]
+            subscription.version = offer.versions[kind]
             subscription.nonce = str(self._num_sent)
             subscription.answered = subscription.due = False
             subscription.problem = ""
-            return _response(kind, subscription, snapshot)
+            return _response(kind, subscription, offer.encoded[kind])
         return None
 
-    def settled(self, snapshot: Snapshot) -> bool:
-        """Tell whether the Envoy has accepted or refused all of `snapshot` that it follows."""
+    def settled(self, versions: Mapping[str, str]) -> bool:
+        """Tell whether the Envoy has accepted or refused all of `versions` that it follows."""
         return all(
             subscription.answered
             and not subscription.due
-            and subscription.version == snapshot.versions[kind]
+            and subscription.version == versions[kind]
             for kind, subscription in self._subscriptions.items()
-            if kind in snapshot.versions
+            if kind in versions
         )
 
-    def problem(self, snapshot: Snapshot, kinds: Collection[str]) -> str:
-        """Return why the Envoy refused a type of `kinds` in `snapshot`; empty if it did not."""
+    def problem(self, versions: Mapping[str, str], kinds: Collection[str]) -> str:
+        """Return why the Envoy refused a type of `kinds` in `versions`; empty if it did not."""
         for kind, subscription in self._subscriptions.items():
-            current = kind in kinds and subscription.version == snapshot.versions[kind]
+            current = kind in kinds and subscription.version == versions[kind]
             if current and subscription.problem:
                 return subscription.problem
         return ""
 
 
-def _response(kind: str, subscription: _Subscription, snapshot: Snapshot) -> Message:
+def _response(kind: str, subscription: _Subscription, encoded: Mapping[str, bytes]) -> Message:
     response: Any = xds_pool.message_class(_RESPONSE)()
     response.type_url = kind
     response.version_info = subscription.version
     response.nonce = subscription.nonce
-    for name, value in snapshot.encoded[kind].items():
+    for name, value in encoded.items():
         if kind in WILDCARD or name in subscription.names:
             resource = response.resources.add()
             resource.type_url, resource.value = kind, value

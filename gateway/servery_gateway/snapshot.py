@@ -67,19 +67,6 @@ class Snapshot:
         """Type to digest of its resources: equal resources have equal versions."""
         return MappingProxyType({kind: self._digest(kind) for kind in TYPES})
 
-    @cached_property
-    def encoded(self) -> Mapping[str, Mapping[str, bytes]]:
-        """Type, then name, to the serialized message."""
-        return MappingProxyType(
-            {
-                kind: {
-                    name: xds_pool.parse(kind, resource).SerializeToString(deterministic=True)
-                    for name, resource in self.resources.get(kind, {}).items()
-                }
-                for kind in TYPES
-            }
-        )
-
     def _digest(self, kind: str) -> str:
         content = json.dumps(self.resources.get(kind, {}), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -103,6 +90,27 @@ class Snapshot:
                     yield CLUSTER, part["cluster"]
                 for share in part.get("clusters", ()):
                     yield CLUSTER, share["name"]
+
+
+class Encoder:
+    """Serializes snapshots. Used by one thread at a time; takes long for a type that changed."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, Mapping[str, bytes]]] = {}
+
+    def encode(self, snapshot: Snapshot) -> Mapping[str, Mapping[str, bytes]]:
+        """Return type, then name, to the serialized message."""
+        for kind, version in snapshot.versions.items():
+            if kind not in self._last or self._last[kind][0] != version:
+                resources = snapshot.resources.get(kind, {})
+                self._last[kind] = (
+                    version,
+                    {
+                        name: xds_pool.parse(kind, resource).SerializeToString(deterministic=True)
+                        for name, resource in resources.items()
+                    },
+                )
+        return MappingProxyType({kind: encoded for kind, (_, encoded) in self._last.items()})
 
 
 def _parts(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -31,6 +31,7 @@ from servery_gateway.snapshot import (
     LISTENER,
     ROUTES,
     SECRET,
+    Encoder,
     InconsistentSnapshotError,
     Snapshot,
 )
@@ -175,9 +176,15 @@ def test_the_bootstrap_of_envoy() -> None:
 
 @pytest.mark.parametrize("state", [LOCAL, CLUSTERED], ids=["local", "clustered"])
 def test_every_resource_is_a_message_of_envoys_api(state: GatewayState) -> None:
-    assert all(
-        value for named in translate(state, TABLE).encoded.values() for value in named.values()
-    )
+    encoded = Encoder().encode(translate(state, TABLE))
+    assert all(value for named in encoded.values() for value in named.values())
+
+
+def test_what_did_not_change_is_not_serialized_again() -> None:
+    encoder = Encoder()
+    before = encoder.encode(translate(replace(CLUSTERED, models=()), TABLE))
+    after = encoder.encode(translate(CLUSTERED, TABLE))
+    assert {kind for kind in before if before[kind] is not after[kind]} == {ROUTES}
 
 
 def test_the_order_of_what_goes_in_does_not_matter() -> None:
