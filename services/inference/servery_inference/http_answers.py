@@ -66,6 +66,8 @@ def traced(telemetry: "Telemetry | None", method: str, path: str, handle: Handle
         return handle
 
     async def answer(request: Request) -> Response:
+        if not telemetry.records(request.headers.items()):
+            return await handle(request)
         attributes = {"http.request.method": method, "http.route": path}
         with telemetry.span(f"{method} {path}", request.headers.items(), attributes) as span:
             response = await handle(request)

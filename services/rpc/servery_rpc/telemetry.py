@@ -8,9 +8,10 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
 import inspect
+import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Final
 
 import grpc
@@ -19,8 +20,16 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    format_trace_id,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from servery_rpc.interceptor import code_of, request_id, trace_id
@@ -30,6 +39,9 @@ _METHOD: Final = re.compile(r"/([^/]+)/([^/]+)")
 _QUIET: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 """Methods without spans: machines call them again and again."""
 
+_TRACEPARENT: Final = re.compile(
+    r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?", re.ASCII
+)
 _CALLER_HEADERS: Final = ("traceparent", "tracestate")
 _EXPORT_S: Final = 5.0
 _FAULTS_OF_THE_SERVER: Final = frozenset(
@@ -50,10 +62,12 @@ class Telemetry:
 
     Args:
         tracer: Where they are begun; others may begin spans of their own there.
+        ratio: Share of the calls to record whose caller has not decided.
     """
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, ratio: float) -> None:
         self.tracer = tracer
+        self._ratio = ratio
         self._propagator = TraceContextTextMapPropagator()
 
     @classmethod
@@ -65,15 +79,15 @@ class Telemetry:
         """
         provider = await asyncio.to_thread(_provider, settings)
         try:
-            yield cls(provider.get_tracer("servery"))
+            yield cls(provider.get_tracer("servery"), settings.trace_ratio)
         finally:
             await asyncio.to_thread(provider.shutdown)
 
     def traced(self, call: Callable[..., Any], method: str) -> Callable[..., Any]:
-        """Return the handler `call` of `method` with a span around each of its calls.
+        """Return the handler `call` of `method` with a span around each call that is recorded.
 
         The span is current inside, and the child of the one that the caller names by W3C's
-        `traceparent`. Whether it is recorded is decided by the caller, else by the sampling ratio.
+        `traceparent`.
         """
         if method.startswith(_QUIET):
             return call
@@ -83,11 +97,19 @@ class Telemetry:
             else self._unary(call, method)
         )
 
+    def records(self, headers: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Decide, once, whether a call is recorded: its caller says so, else the ratio does."""
+        for key, value in headers:
+            if key == "traceparent" and (told := _TRACEPARENT.fullmatch(str(value))):
+                trace_id.set(told[1])
+                return bool(int(told[2], 16) & TraceFlags.SAMPLED)
+        return random.random() < self._ratio  # noqa: S311  keeps no secret
+
     @contextmanager
     def span(
         self, name: str, headers: Iterable[tuple[str, str | bytes]], attributes: dict[str, str]
     ) -> Iterator[Span]:
-        """Be inside of a span for a call that came with `headers`."""
+        """Be inside of a span for a call that came with `headers` and is recorded."""
         carrier = {key: str(value) for key, value in headers if key in _CALLER_HEADERS}
         parent = self._propagator.extract(carrier, Context())
         with self.tracer.start_as_current_span(
@@ -125,6 +147,8 @@ class Telemetry:
 
     def _unary(self, call: Callable[..., Any], method: str) -> Callable[..., Any]:
         async def traced(request: Any, context: Any) -> Any:
+            if not self.records(context.invocation_metadata() or ()):
+                return await call(request, context)
             with self._call(method, context):
                 return await call(request, context)
 
@@ -132,7 +156,8 @@ class Telemetry:
 
     def _stream(self, call: Callable[..., Any], method: str) -> Callable[..., Any]:
         async def traced(request: Any, context: Any) -> AsyncIterator[Any]:
-            with self._call(method, context):
+            recorded = self.records(context.invocation_metadata() or ())
+            with self._call(method, context) if recorded else nullcontext():
                 async for response in call(request, context):
                     yield response
 
@@ -144,7 +169,7 @@ def _provider(settings: ServerSettings) -> TracerProvider:
     told = OTELResourceDetector().detect().attributes
     described = {"service.name": f"servery-{process}", **told}
     provider = TracerProvider(
-        ParentBasedTraceIdRatio(settings.trace_ratio),
+        ParentBased(ALWAYS_ON),  # What is not to be recorded does not get here.
         Resource.create(described),
         shutdown_on_exit=False,
     )
