@@ -9,7 +9,7 @@ what it made of them.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -74,29 +74,29 @@ class ConfigurationFiles:
             self._closed = True
 
     def _keep(self, snapshot: Snapshot) -> None:
-        names: set[str] = set()
+        wanted: set[Path] = set()
         for kind in _ORDER:
-            documents = dict(self._documents(kind, snapshot.resources.get(kind, {})))
-            names.update(path.name for path in documents)
+            files = self._files(kind, snapshot.resources.get(kind, {}))
+            wanted |= files.keys()
             if self._kept.get(kind) == snapshot.versions[kind]:
                 continue
-            for path, resources in documents.items():
-                self._replace(path, {"resources": resources})
+            for path, resources in files.items():
+                content = [self._from_files(kind, resource) for resource in resources]
+                self._replace(path, {"resources": content})
             self._kept[kind] = snapshot.versions[kind]
         for path in self._directory.glob("*.json"):
-            if path.name not in names:
+            if path not in wanted:
                 path.unlink()
 
-    def _documents(
+    def _files(
         self, kind: str, named: Mapping[str, Resource]
-    ) -> Iterator[tuple[Path, list[Resource]]]:
+    ) -> Mapping[Path, Collection[Resource]]:
         if kind in WILDCARD:
-            resources = [self._from_files(kind, resource) for resource in named.values()]
-            yield configuration_file(self._directory, kind), resources
-            return
-        for name, resource in named.items():
-            path = configuration_file(self._directory, kind, name)
-            yield path, [self._from_files(kind, resource)]
+            return {configuration_file(self._directory, kind): named.values()}
+        return {
+            configuration_file(self._directory, kind, name): [resource]
+            for name, resource in named.items()
+        }
 
     def _from_files(self, kind: str, resource: Resource) -> Resource:
         return {"@type": kind, **self._redirected(resource)}
