@@ -100,6 +100,19 @@ def test_waits_that_take_longer_than_the_runs_ahead_are_learned_from() -> None:
     assert backlog.ahead_s(1, NOW) == pytest.approx(2 * RUN_S, rel=0.01)
 
 
+def test_nothing_is_learned_where_others_may_come_first_or_next_to_nothing_is_ahead() -> None:
+    queue, backlog = queue_and_backlog()
+    backlog.learn(work(), NOW + 1)
+    tiny = work()
+    backlog.join(tiny, NOW)
+    backlog.learn(tiny, NOW + 1)
+    queue.put(work())
+    second = work(level=2)
+    backlog.join(second, NOW)
+    backlog.learn(second, NOW + 1)
+    assert backlog.ahead_s(1, NOW) == pytest.approx(RUN_S)
+
+
 async def _count(batcher: Batcher, deadline: float | None = None, terms: Terms = Terms()) -> None:  # noqa: B008
     x = np.array([400_000])
     await batcher.run({"x": x}, ["y"], 1, 1, terms, deadline)

@@ -10,6 +10,7 @@ CAUTION: Final = 1.25
 """Runs disturb each other: what is expected is planned with this much more time."""
 
 _MAX_PUSHBACK_MS: Final = 60_000
+_NOTICED_S: Final = 0.005
 _NEWS: Final = 0.1
 _MAX_LAG: Final = 4.0
 
@@ -31,8 +32,9 @@ class Backlog:
         self._lag = 1.0
 
     def join(self, work: Work, now: float) -> None:
-        """Remember what is ahead of a work that joins the queue."""
-        work.ahead_s = self._runs_s(work.level, now)
+        """Remember what is ahead of a work that joins the queue, if nothing can come before it."""
+        ahead_s = self._runs_s(work.level, now)
+        work.ahead_s = ahead_s if work.level == 1 and ahead_s >= _NOTICED_S else 0.0
 
     def learn(self, work: Work, now: float) -> None:
         """Compare how long a work waited with the runs ahead of it: more than runs takes time."""

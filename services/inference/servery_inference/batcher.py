@@ -191,7 +191,8 @@ class Batcher:
             raise QueueTimeoutError(self._model, self._backlog.pushback_ms(now))
         cost_s = self._costs.share if self._joins else self._costs.expected
         work.cost_s = cost_s(work.size)
-        self._backlog.join(work, now)
+        if not self._policy.delay_s:
+            self._backlog.join(work, now)
         if self._joins:
             work.kind = kind_of(work.feed)
         self._answers.join(work)
@@ -387,7 +388,7 @@ class Batcher:
             return
         for work in batch.works:
             if not work.future.done():
-                work.is_alone, work.batch = True, None
+                work.is_alone, work.batch, work.ahead_s = True, None, 0.0
                 self._enqueue(work, wait_s=None)
 
 

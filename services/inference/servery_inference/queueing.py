@@ -118,7 +118,7 @@ class Work:
     cost_s: float = 0.0
 
     ahead_s: float = 0.0
-    """What the runs ahead of it took when it joined the queue."""
+    """What the runs ahead of it take when it joins the queue; 0 to learn nothing from its wait."""
 
     timer: asyncio.TimerHandle | None = None
     batch: Any = None
