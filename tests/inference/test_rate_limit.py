@@ -13,7 +13,8 @@ import pytest
 
 from servery.inference.v1 import model_config_pb2 as pb
 from servery_inference.engine import LoadFailedError
-from servery_inference.rate_limit import Demand, Instance, Provision, RateLimiter, Turns, demands
+from servery_inference.rate_limit import Instance, RateLimiter, Turns
+from servery_inference.run_resources import Demand, Provision, demands
 from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 from tests.inference.calling import answers, failure, index, infer_request, stub

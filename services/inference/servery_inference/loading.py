@@ -37,9 +37,10 @@ from servery_inference.model_completion import resolve
 from servery_inference.model_config import GRAPH, GivenConfig, offered
 from servery_inference.options import EngineSettings, ModelOptions
 from servery_inference.queueing import Room
-from servery_inference.rate_limit import RateLimiter, Turns, demands
+from servery_inference.rate_limit import RateLimiter, Turns
 from servery_inference.response_cache import CachedRunner, ResponseCache
 from servery_inference.row_wise import mixing
+from servery_inference.run_resources import demands
 from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
 from servery_inference.sequence_plan import SequencePlan

@@ -8,7 +8,8 @@ from typing import Final, cast
 from servery_inference.cores import usable_cores
 from servery_inference.directory import CONTROL_MODES, ControlMode
 from servery_inference.options import PROVIDERS, EngineSettings
-from servery_inference.rate_limit import MODES, OFF, Provision, RateLimiter
+from servery_inference.rate_limit import MODES, OFF, RateLimiter
+from servery_inference.run_resources import Provision
 from servery_inference.sandbox import AdmissionLimits
 from servery_inference.transport import TRANSPORTS
 from servery_rpc.settings import ServerSettings, is_private, option
