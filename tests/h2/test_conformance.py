@@ -1,4 +1,4 @@
-"""Other people's verdict: h2spec, and the interoperability client of grpc-go."""
+"""Other people's verdict: h2spec, and the interoperability clients of grpc-go and grpc-java."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,17 @@ CASES = [
     "rpc_soak",
     "channel_soak",
 ]
+
+JAVA_CASES = [
+    *(case for case in CASES if case not in ("rpc_soak", "channel_soak")),
+    "server_compressed_unary",
+    "server_compressed_streaming",
+    "very_large_request",
+    "pick_first_unary",
+]
+"""Without what needs handlers to see whether a request was compressed, or HTTP GET."""
+
+JAVA_TLS_CASES = ["large_unary", "ping_pong", "cancel_after_first_response"]
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +128,60 @@ def test_the_go_interop_client_is_content(authority: Authority, *, tls: bool) ->
             where = ["-server_host", "127.0.0.1", "-server_port", str(port), "-test_case", case]
             done = subprocess.run(
                 [client, *where, *secure],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+            if done.returncode:
+                failed[case] = done.stderr[-500:]
+    assert failed == {}
+
+
+def java_client() -> list[str]:
+    """Return the command of grpc-java's client, fetched once; skip where it cannot be."""
+    java, mvn = shutil.which("java"), shutil.which("mvn")
+    if java is None or mvn is None:
+        pytest.skip("grpc-java's client needs java and mvn")
+    jars = ROOT / "build" / "java"
+    pom = Path(__file__).parent / "java" / "pom.xml"
+    if not any(jars.glob("grpc-interop-testing-*.jar")):
+        fetch = [mvn, "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+        fetched = subprocess.run(
+            [*fetch, f"-DoutputDirectory={jars}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        if fetched.returncode:
+            pytest.skip(f"grpc-java's client cannot be fetched: {fetched.stdout[-200:]}")
+    return [java, "-cp", f"{jars}/*", "io.grpc.testing.integration.TestServiceClient"]
+
+
+def its_certificate(folder: Path) -> list[str]:
+    """Return server options for the certificate that grpc-java's client trusts by itself."""
+    (jar,) = (ROOT / "build" / "java").glob("grpc-testing-[0-9]*.jar")
+    with zipfile.ZipFile(jar) as archive:
+        for name in ("server1.pem", "server1.key"):
+            (folder / name).write_bytes(archive.read(f"certs/{name}"))
+    return ["--certificate", str(folder / "server1.pem"), "--key", str(folder / "server1.key")]
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_the_java_interop_client_is_content(tmp_path: Path, *, tls: bool) -> None:
+    client = java_client()
+    options = its_certificate(tmp_path) if tls else []
+    secure = ["--use_tls=false"]
+    if tls:
+        secure = ["--use_test_ca=true", "--server_host_override=foo.test.google.fr"]
+    failed = {}
+    with server("--uvloop", *options) as port:
+        for case in JAVA_TLS_CASES if tls else JAVA_CASES:
+            where = ["--server_host=127.0.0.1", f"--server_port={port}", f"--test_case={case}"]
+            done = subprocess.run(
+                [*client, *where, *secure],
                 capture_output=True,
                 text=True,
                 check=False,

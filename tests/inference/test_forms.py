@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from servery_rpc.errors import ServeryError
 from tests.inference import graphs
 from tests.inference.batchers import ALL_IS_SHORT, making_batchers
 from tests.inference.calling import infer_request
+from tests.mutations import mutations
 
 Array = graphs.Array
 CORPUS = Path(__file__).parent / "corpus"
@@ -105,25 +106,6 @@ def test_requests_in_pieces_are_read_as_protobuf_does(message: bytes) -> None:
 @given(st.binary() | fields.flatmap(lambda m: st.integers(0, len(m)).map(lambda end: m[:end])))
 def test_bytes_that_are_no_request_are_not_read_as_one(message: bytes) -> None:
     check_cut(message)
-
-
-def mutations(seeds: Sequence[bytes], rng: random.Random) -> Iterator[bytes]:
-    """Bytes like those of the corpus: flipped, cut, doubled and crossed."""
-    while True:
-        message = bytearray(rng.choice(seeds))
-        for _ in range(rng.randint(0, 3)):
-            at = rng.randrange(len(message) + 1)
-            match rng.randrange(4):
-                case 0:
-                    message[at : at + 1] = bytes([rng.randrange(256)])
-                case 1:
-                    del message[at : at + rng.randint(1, 8)]
-                case 2:
-                    message[at:at] = message[at : at + rng.randint(1, 40)]
-                case _:
-                    other = rng.choice(seeds)
-                    message[at:] = other[rng.randrange(len(other) + 1) :]
-        yield bytes(message)
 
 
 @pytest.fixture(scope="module")
