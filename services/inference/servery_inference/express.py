@@ -24,7 +24,7 @@ from servery_rpc.identity import CLAIMS_HEADER, caller_from
 _MAX_FORMS: Final = 512
 _MAX_FORM_BYTES: Final = 2 << 10
 _MAX_BYTES: Final = 1 << 20
-"""Larger requests, and answers to several, are worked on in other threads."""
+"""Larger requests and answers are read and written in other threads, and larger batches formed."""
 
 _COMPANY_TURNS: Final = 8
 _PROBED: Final = 8
@@ -88,7 +88,7 @@ class Express:
             form = self._form(form_bytes, message)
         except ServeryError:  # The general way finds out, and says so.
             return Way.GENERAL
-        if form is None or not form.fits(places) or not request_id.isascii():
+        if form is None or form.is_large or not (form.fits(places) and request_id.isascii()):
             return Way.GENERAL
         asked = [pair for pair in metadata if pair[0] in _ASKING]
         if asked and not self._admits(dict(asked), form.model):
@@ -134,7 +134,8 @@ class Express:
         for form, requests in turn.items():
             at = 0
             while at < len(requests):
-                count = form.servable.joinable(len(requests) - at, form.rows, form.size)
+                most = min(len(requests) - at, max(1, _MAX_BYTES // len(requests[at].message)))
+                count = form.servable.joinable(most, form.rows, form.size)
                 together = requests[at : at + count]
                 at += count
                 replies: Sequence[Reply | None] = _run(form, together) or [None] * count
@@ -171,6 +172,7 @@ def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None
         )
         if run is None:
             return None
+        form.is_large = sum(value.nbytes for value in run.values) > _MAX_BYTES * len(requests)
         messages = form.render(requests, run.values)
     except (ServeryError, NotRowWiseError):
         return None

@@ -100,6 +100,9 @@ class Form:
     size: int
     """Of one request; see `costs`."""
 
+    is_large: bool = False
+    """Whether the answers are too large to be written on the event loop."""
+
     _heads: dict[tuple[int, tuple[tuple[int, ...], ...]], _Head] = field(default_factory=dict)
 
     @classmethod

@@ -18,7 +18,8 @@ from servery_inference.express import Express, Way
 from servery_inference.forms import Reply
 from servery_inference.rpcs import SERVICE
 from servery_rpc.call_metrics import calls_of
-from servery_rpc.interceptor import Context, First, GuardedServer
+from servery_rpc.guarded_server import First, GuardedServer
+from servery_rpc.interceptor import Context
 
 PATH: Final = f"/{SERVICE}/ModelInfer"
 _OK: Final = grpc.StatusCode.OK.name

@@ -13,7 +13,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from servery_rpc.interceptor import GuardedServer, ServeryInterceptor
+from servery_rpc.guarded_server import GuardedServer
+from servery_rpc.interceptor import ServeryInterceptor
 from servery_rpc.reflection import add_reflection
 from servery_rpc.settings import ServerSettings
 
