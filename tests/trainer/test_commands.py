@@ -74,6 +74,18 @@ async def test_other_weights_are_told_from_the_same(shell: Shell) -> None:
 
 
 @pytest.mark.slow
+async def test_a_cancelled_job_can_be_resumed(shell: Shell) -> None:
+    job = await shell.client.train("saves", {"without_publication": True})
+    await shell.client.pid(job.name)
+    await shell.client.cancel(job.name)
+    resumed = await shell.json("jobs", "resume", job.name)
+    assert (resumed["resume_from"], resumed["state"]) == (
+        job.name,
+        "TRAINING_JOB_STATE_SUCCEEDED",
+    )
+
+
+@pytest.mark.slow
 async def test_a_study_starts_from_a_job_and_shows_its_trials(shell: Shell) -> None:
     job = await shell.client.train("learns-tuned", {"without_publication": True})
     study = await shell.json(

@@ -189,7 +189,7 @@ async def test_a_study_ends_in_time_with_the_best_so_far(client: Client) -> None
 
 
 async def test_a_cancelled_study_cancels_its_trials(client: Client) -> None:
-    study = await create(client, "hangs", parallel_trials=2)
+    study = await create(client, "hangs", max_trials=9, parallel_trials=4)
     await client.pid((await first_trial(client, study)).training_job)
     await client.studies.CancelStudy(pb.CancelStudyRequest(name=study.name))
     assert (await end(client, study)).state == pb.STUDY_STATE_CANCELLED

@@ -249,14 +249,13 @@ class JobStore:
                 move(stored.job, CANCELLED, now)
         return visible(stored.job)
 
-    def _names(self, state: int, limit: int | None = None) -> Sequence[TrainingJobName]:
+    def _names(self, state: int) -> Sequence[TrainingJobName]:
         """The jobs in `state`, the oldest first."""
         with self._reads.begin() as connection:
             names = connection.execute(
                 select(TRAINING_JOB.c.name)
                 .where(TRAINING_JOB.c.state == state)
                 .order_by(TRAINING_JOB.c.id)
-                .limit(limit)
             ).scalars()
             return [TrainingJobName.parse(name) for name in names]
 

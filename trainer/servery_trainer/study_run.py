@@ -86,7 +86,7 @@ class StudyRun:
                 await self._make_trials(tasks, search, stopping, [trial for trial, _ in past])
                 while self._followers and not self._stop.is_set():
                     await self._wait(stopping)
-                for job in self._followers.values():
+                for job in list(self._followers.values()):  # They end meanwhile.
                     await self._cancel_job(job)
         finally:
             stopping.cancel()

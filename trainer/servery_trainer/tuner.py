@@ -17,7 +17,7 @@ from servery.trainer.v1 import tuning_pb2 as pb
 from servery_rpc.errors import DependencyUnavailableError, ServeryError
 from servery_rpc.names import StudyName, TrainingJobName
 from servery_trainer.job_directories import JobDirectories
-from servery_trainer.jobs import CANCELLED, SUCCEEDED, TrainingJobEndedError
+from servery_trainer.jobs import CANCELLED, SUCCEEDED, TrainingJobEndedError, crash
 from servery_trainer.resources import Resources
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.store import queued
@@ -100,10 +100,9 @@ class Tuner:
                 await self._publish(name, study.publication_job)
         except* DependencyUnavailableError:
             log.info("%s goes on in the next trainer", name)
-        except* ServeryError as errors:
-            error = _first(errors)
-            log.warning("%s cannot go on: %s", name, error)
-            await self._end(name, pb.STUDY_STATE_FAILED, error=job_error(error))
+        except* Exception as errors:
+            log.exception("%s cannot go on", name)
+            await self._end(name, pb.STUDY_STATE_FAILED, error=_error_of(errors))
 
     async def _search(self, name: StudyName, study: pb.Study) -> None:
         """Run trials until the budget is used up or someone cancels, then decide."""
@@ -173,6 +172,11 @@ class Tuner:
         )
 
 
-def _first(errors: ExceptionGroup[ServeryError]) -> ServeryError:
+def _error_of(errors: ExceptionGroup[Exception]) -> training_pb2.JobError:
+    """Return the first of some errors as a message."""
     error = errors.exceptions[0]
-    return _first(error) if isinstance(error, ExceptionGroup) else error
+    if isinstance(error, ExceptionGroup):
+        return _error_of(error)
+    if isinstance(error, ServeryError):
+        return job_error(error)
+    return crash("study", "the trainer could not go on with the study; its log says why")
