@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servery.trainer.v1 import dataset_pb2, training_pb2
@@ -71,6 +71,7 @@ def parts_of(parts: Split) -> tuple[set[int], set[int], set[int]]:
     return train, validation, test
 
 
+@settings(deadline=None)
 @given(
     keys=st.lists(st.integers(0, 12).map(str), min_size=3, max_size=200).filter(
         lambda keys: len(set(keys)) >= 3

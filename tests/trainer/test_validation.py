@@ -201,6 +201,17 @@ def test_a_test_before_the_training(path: Path) -> None:
     assert ("TIME_LEAK", "day") not in kinds(by_time)
 
 
+def test_a_file_with_nothing_but_a_target(path: Path) -> None:
+    with pytest.raises(DatasetInvalidError) as error:
+        report(path, b"kind\na\nb\n")
+    assert error.value.metadata == {"problem": "MISSING_COLUMN", "column": "kind"}
+
+
+def test_a_quantity_is_not_taken_for_classes(path: Path) -> None:
+    content = table(**HONEST, price=[row % 97 * 3 for row in range(ROWS)])
+    assert not report(path, content, target="price")
+
+
 def test_declared_types_count(path: Path) -> None:
     content = table(**HONEST, zip=["01234", "99999", "x"] * 100)
     assert ("WRONG_TYPE", "zip") in kinds(report(path, content))
@@ -238,6 +249,7 @@ def test_images(path: Path) -> None:
         ({"ranges": {"x": pb.Range()}}, "MISSING_COLUMN"),
         ({"column_types": {"x": 1}}, "MISSING_COLUMN"),
         ({"split_column": "color"}, "WRONG_TYPE"),
+        ({"target": "size", "features": ["color"], "split_column": "kind"}, "WRONG_TYPE"),
     ],
 )
 def test_refuses_what_is_not_there(path: Path, asked: dict[str, Any], problem: str) -> None:

@@ -29,7 +29,7 @@ from servery_trainer.split import (
 )
 
 _LABELS: Final = "labels"
-_MOST_CLASSES: Final = 1000
+_MOST_CLASSES: Final = 50  # that are numbers; more of them are quantities
 _CHECKS_AT_ONCE: Final = 2  # Each holds a whole dataset in memory.
 
 
@@ -117,8 +117,10 @@ def validate(
 
 def _of_table(asked: Validation, path: Path) -> pb.ValidateDatasetResponse:
     header = sources.read_header(path)
-    apart = {asked.target, asked.split.column}
+    apart = (asked.target, asked.split.column)
     features = asked.features or tuple(name for name in header if name not in apart)
+    if not features:
+        raise _nothing_to_learn_from(column=asked.target)
     names = list(dict.fromkeys(name for name in (*features, *apart) if name))
     for name in asked.ranges:
         if name not in names:
@@ -223,6 +225,8 @@ def _of_arrays(asked: Validation, path: Path) -> pb.ValidateDatasetResponse:
                     array=name,
                 )
         features = asked.features or tuple(name for name in arrays.headers if name != wanted)
+        if not features:
+            raise _nothing_to_learn_from(array=wanted)
         found: list[pb.Finding] = []
         inputs = {name: _row_codes(arrays, name) for name in features}
         for name, codes_B in inputs.items():
@@ -241,6 +245,17 @@ def _of_arrays(asked: Validation, path: Path) -> pb.ValidateDatasetResponse:
     if split := _divide(asked.split, strata_B, None, np.arange(rows)):
         found += findings.across_split(whole_B, split)
     return pb.ValidateDatasetResponse(findings=findings.ordered(found), row_count=rows)
+
+
+def _nothing_to_learn_from(
+    *, column: str | None = None, array: str | None = None
+) -> DatasetInvalidError:
+    return DatasetInvalidError(
+        Problem.MISSING_ARRAY if array else Problem.MISSING_COLUMN,
+        "the file holds nothing beside the target; there is nothing to learn from",
+        column=column,
+        array=array,
+    )
 
 
 def _row_codes(arrays: Arrays, name: str) -> NDArray[np.int64]:

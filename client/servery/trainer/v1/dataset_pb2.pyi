@@ -993,7 +993,8 @@ class ValidateDatasetRequest(_message.Message):
     """Required. `tenants/{tenant}/datasets/{dataset}`."""
     target: _builtins.str
     """The column to be learned; of a file of arrays the array, `labels` if empty. Empty: what has to
-    do with the target is not looked for.
+    do with the target is not looked for. Texts, and at most 50 different whole numbers, are taken
+    for classes.
     """
     split_method: Global___SplitMethod.ValueType
     """How the rows are going to be divided, to look for rows and times that would leak from the test
