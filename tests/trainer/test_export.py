@@ -9,7 +9,7 @@ import pytest
 from servery_trainer import parity
 from servery_trainer.imputation import median
 from servery_trainer.networks import Convolutional, Dense
-from servery_trainer.preprocessing import ImagePreprocessing, TablePreprocessing
+from servery_trainer.preprocessing import ArrayPreprocessing, TablePreprocessing
 from servery_trainer.sizes import parameter_count
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes
@@ -48,7 +48,7 @@ def check(family: Dense | Convolutional, inputs: dict[str, Any], labels: tuple[s
     from servery_trainer import export, families
 
     preprocessing: Any = (
-        ImagePreprocessing.fit(inputs["image"])
+        ArrayPreprocessing.fit("image", inputs["image"], by_channel=False)
         if "image" in inputs
         else TablePreprocessing.fit(inputs, fill=median)
     )

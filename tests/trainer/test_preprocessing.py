@@ -14,7 +14,7 @@ from onnx import helper
 from servery_trainer.clipping import Clip
 from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.imputation import median
-from servery_trainer.preprocessing import ImagePreprocessing, Preprocessing, TablePreprocessing
+from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing, TablePreprocessing
 
 
 def run_graph(preprocessing: Preprocessing, inputs: dict[str, Any]) -> Any:
@@ -68,7 +68,7 @@ def test_a_table_comes_out_equal_bit_for_bit(
 )
 def test_images_come_out_equal_bit_for_bit(images: Any) -> None:
     images = np.nan_to_num(images, nan=0, posinf=1, neginf=-1)
-    preprocessing = ImagePreprocessing.fit(images)
+    preprocessing = ArrayPreprocessing.fit("image", images, by_channel=False)
     inputs = {"image": images}
     np.testing.assert_array_equal(run_graph(preprocessing, inputs), preprocessing.apply(inputs))
 

@@ -13,12 +13,14 @@ from servery_trainer.heads import Calibrated
 from servery_trainer.imputation import Imputation
 from servery_trainer.label_sets import LabelSets
 from servery_trainer.normality import Normality
-from servery_trainer.preprocessing import Preprocessing
+from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
 from servery_trainer.quantities import Quantities
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes, Target
 from servery_trainer.tasks import Fill, TextTask
+from servery_trainer.windows import Horizons
 from tests.trainer.specs import table as spec_of
+from tests.trainer.specs import table as table_spec
 from tests.trainer.specs import tabular, text
 from tests.trainer.test_text_families import ODD, SENTENCES
 from tests.trainer.test_text_families import rows as texts
@@ -46,12 +48,15 @@ def target(goal: str) -> Target:
     match goal:
         case "classes":
             return Classes(values=rng.integers(0, 3, ROWS), labels=("no", "täglich", ""))
+        case "what comes next":
+            ahead = rng.normal(50, 20, (ROWS, 3)).astype(np.float32)
+            return Horizons(values=ahead, naive_errors_B=np.ones(ROWS, np.float32), column="y")
         case "a number":
             values = rng.normal(-3000, 40, (ROWS, 1)).astype(np.float32)
             return Quantities(values=values, column="y")
         case "what is normal":
-            values = np.zeros(ROWS, np.int64)
-            return Normality(values=values, column="", normal="", false_alarm_rate=0.2)
+            nothing = np.zeros(ROWS, np.int64)
+            return Normality(values=nothing, column="", normal="", false_alarm_rate=0.2)
         case _:
             truths = (rng.random((ROWS, 3)) < 0.4).astype(np.uint8)
             return LabelSets(values=truths, labels=("a", "b", "c"), columns=("y",))
@@ -119,3 +124,16 @@ def test_texts_of_every_kind(goal: str, family: str) -> None:
     assert isinstance(spec.task, TextTask)
     preprocessing = fit_text(spec.task, spec.family, texts(*SENTENCES))
     check(preprocessing, goal, spec.family, texts(*ODD, *SENTENCES))
+
+
+@pytest.mark.parametrize("goal", ["classes", "what comes next"])
+@pytest.mark.parametrize("family", ["dense", "convolutional", "recurrent", "transformer"])
+def test_sequences_of_every_kind(goal: str, family: str) -> None:
+    spec = table_spec("sequence_classification")
+    getattr(spec, family).SetInParent()
+    rows = np.random.default_rng(7).normal([50, -0.1], [20, 0.01], (ROWS, 12, 2))
+    rows = rows.astype(np.float32)
+    preprocessing = ArrayPreprocessing.fit("history", rows, by_channel=True)
+    odd = np.stack([np.zeros((12, 2)), np.full((12, 2), 1e4), np.full((12, 2), -1e4)])
+    inputs = {"history": np.concatenate([odd.astype(np.float32), rows])}
+    check(preprocessing, goal, parse_spec(spec).family, inputs)

@@ -22,13 +22,13 @@ from servery_trainer.explanation import Importance
 from servery_trainer.heads import Arrays, Findings, Output
 from servery_trainer.parity import Parity
 from servery_trainer.profiling import Latency
-from servery_trainer.rows import IMAGE_INPUT
 from servery_trainer.variants import Variant
 
 GOLDEN_ROWS: Final = 16
 """At least so many golden rows, if so many were held out; more to show each class."""
 
 _MOST_GOLDEN_ROWS: Final = 256
+_MEANINGS: Final = {4: "pixels: height, width, channel", 3: "numbers: step, channel"}
 _DATATYPES: Final = {"float16": "FP16", "float32": "FP32", "object": "BYTES"}
 _LIBRARIES: Final = ("keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 _QUANTILES: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -47,9 +47,7 @@ def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
                 "name": name,
                 "datatype": _datatype(values.dtype),
                 "shape": [-1, *values.shape[1:]],
-                "meaning": "pixels: height, width, channel"
-                if name == IMAGE_INPUT and values.ndim == 4
-                else f"column `{name}`",
+                "meaning": _MEANINGS.get(values.ndim, f"column `{name}`"),
             }
             for name, values in inputs.items()
         ],

@@ -19,19 +19,22 @@ from servery_trainer.label_sets import LabelColumnsReader, LabelListReader
 from servery_trainer.networks import Dense
 from servery_trainer.normality import Normality, NormalityReader
 from servery_trainer.quantities import QuantityReader
-from servery_trainer.rows import (
-    IMAGE_INPUT,
-    Rows,
-    are_missing,
-    read_images,
-    read_table,
-)
+from servery_trainer.rows import Rows, are_missing, read_images, read_sequences, read_table
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import ROOT, Spec
 from servery_trainer.split import Split
 from servery_trainer.targets import ClassReader, Target, TargetReader
-from servery_trainer.tasks import Aim, Goal, ImageTask, TabularTask, TextTask
+from servery_trainer.tasks import (
+    Aim,
+    ForecastTask,
+    Goal,
+    ImageTask,
+    SequenceTask,
+    TabularTask,
+    TextTask,
+)
 from servery_trainer.texts import FIRST_WORD
+from servery_trainer.windows import read_windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,12 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         case ImageTask() as task:
             rows = read_images(task, path)
             total = len(rows.numbers_B)
+        case SequenceTask() as task:
+            rows = read_sequences(task, path)
+            total = len(rows.numbers_B)
+        case ForecastTask() as task:
+            rows = read_windows(task, path)
+            total = len(rows.numbers_B)
     dropped_missing = total - len(rows.numbers_B)
     repeats_B = _repeats(rows, task.duplicates)
     repeated = int(repeats_B.sum())
@@ -121,7 +130,7 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         types=rows.types,
         target=rows.target,
         split=_divide(spec, rows),
-        aside={name: rows.aside[name] for name in _slices(spec)},
+        aside={name: rows.aside[name] for name in spec.task.slice_columns},
         row_numbers_B=rows.numbers_B,
         total=total,
         dropped_missing=dropped_missing,
@@ -136,6 +145,8 @@ def _divide(spec: Spec, rows: Rows) -> Split:
         normal = rows.keep(~rows.target.anomalous_B)
         _require_variety(normal)
         return rows.target.place(_divide_alike(spec, normal))
+    if rows.spans is not None:
+        return spec.split.divide_spans(rows.spans)
     return _divide_alike(spec, rows)
 
 
@@ -171,13 +182,9 @@ def _features(spec: Spec, task: TabularTask, path: Path) -> tuple[str, ...]:
     return tuple(name for name in sources.read_header(path) if name not in others)
 
 
-def _slices(spec: Spec) -> tuple[str, ...]:
-    return () if isinstance(spec.task, ImageTask) else spec.task.slice_columns
-
-
 def _aside(spec: Spec) -> tuple[str, ...]:
     divided_by = (spec.split.column,) if spec.split.column else ()
-    return tuple(dict.fromkeys((*_slices(spec), *divided_by)))
+    return tuple(dict.fromkeys((*spec.task.slice_columns, *divided_by)))
 
 
 def _check_clip(task: TabularTask, rows: Rows) -> None:
@@ -202,9 +209,9 @@ def _reader(aim: Aim) -> TargetReader:
 
 
 def _feature_shape(rows: Rows) -> tuple[int, ...]:
-    image = rows.inputs.get(IMAGE_INPUT)
-    if image is not None and image.ndim == 4:
-        return image.shape[1:]
+    first = next(iter(rows.inputs.values()))
+    if first.ndim > 2:
+        return first.shape[1:]
     return (sum(most_features(rows.types[name], rows.inputs[name]) for name in rows.inputs),)
 
 

@@ -31,8 +31,8 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int 
 
     Args:
         family: Its kind and sizes.
-        shape: Of the features of one row: [features], [tokens] or, for images, [height, width,
-            channel].
+        shape: Of the features of one row: [features], [tokens], [step, channel] or, for images,
+            [height, width, channel].
         classes: Number of outputs; an autoencoder has one per feature instead.
         vocabulary: Different numbers of a token, of which 0 is padding; 0 if there are no tokens.
 
@@ -66,10 +66,13 @@ def _dense(family: Dense, inputs: keras.KerasTensor) -> keras.KerasTensor:
 
 def _convolutional(family: Convolutional, inputs: keras.KerasTensor) -> keras.KerasTensor:
     hidden = inputs
+    is_image = len(inputs.shape) == 4
+    convolution = keras.layers.Conv2D if is_image else keras.layers.Conv1D
+    pooling = keras.layers.MaxPooling2D if is_image else keras.layers.MaxPooling1D
     for filters in family.filters:
-        hidden = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(hidden)
-        if min(hidden.shape[1:3]) >= 4:
-            hidden = keras.layers.MaxPooling2D(2)(hidden)
+        hidden = convolution(filters, 3, padding="same", activation="relu")(hidden)
+        if min(hidden.shape[1:-1]) >= 4:
+            hidden = pooling(2)(hidden)
     hidden = keras.layers.Flatten()(hidden)
     hidden = keras.layers.Dense(family.dense_units, activation="relu")(hidden)
     return keras.layers.Dropout(family.dropout)(hidden)
@@ -77,7 +80,7 @@ def _convolutional(family: Convolutional, inputs: keras.KerasTensor) -> keras.Ke
 
 def _embedding(family: Embedding, inputs: keras.KerasTensor, size: int) -> keras.KerasTensor:
     words = keras.layers.Embedding(size, family.dimension)(inputs)
-    hidden = keras.layers.Dropout(family.dropout)(_mean(words, inputs))
+    hidden = keras.layers.Dropout(family.dropout)(_mean(words, keras.ops.not_equal(inputs, 0)))
     for units in family.hidden_units:
         hidden = keras.layers.Dense(units, activation="relu")(hidden)
         hidden = keras.layers.Dropout(family.dropout)(hidden)
@@ -85,29 +88,36 @@ def _embedding(family: Embedding, inputs: keras.KerasTensor, size: int) -> keras
 
 
 def _recurrent(family: Recurrent, inputs: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    words = keras.layers.Embedding(size, family.dimension)(inputs)
+    steps, there = inputs, None
+    if size:
+        steps = keras.layers.Embedding(size, family.dimension)(inputs)
+        there = keras.ops.not_equal(inputs, 0)
     lstm = family.cell == pb.RECURRENT_CELL_LSTM
     layer = (keras.layers.LSTM if lstm else keras.layers.GRU)(family.units)
     if family.bidirectional:
         layer = keras.layers.Bidirectional(layer)
-    hidden = layer(words, mask=keras.ops.not_equal(inputs, 0))
+    hidden = layer(steps, mask=there)
     return keras.layers.Dropout(family.dropout)(hidden)
 
 
 def _transformer(family: Transformer, inputs: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    words = keras.layers.Embedding(size, family.dimension)(inputs)
-    hidden = keras.layers.Dropout(family.dropout)(_Positions()(words))
-    there = keras.ops.not_equal(inputs, 0)[:, None, :]
+    there = keras.ops.not_equal(inputs, 0) if size else None
+    if size:
+        steps = keras.layers.Embedding(size, family.dimension)(inputs)
+    else:
+        steps = keras.layers.Dense(family.dimension)(inputs)
+    hidden = keras.layers.Dropout(family.dropout)(_Positions()(steps))
+    mask = None if there is None else there[:, None, :]
     for _ in range(family.layers):
         normal = keras.layers.LayerNormalization(epsilon=1e-6)(hidden)
         attention = keras.layers.MultiHeadAttention(family.heads, family.dimension // family.heads)
-        seen = attention(normal, normal, attention_mask=there)
+        seen = attention(normal, normal, attention_mask=mask)
         hidden = hidden + keras.layers.Dropout(family.dropout)(seen)
         normal = keras.layers.LayerNormalization(epsilon=1e-6)(hidden)
         inner = keras.layers.Dense(family.feed_forward_units, activation="gelu")(normal)
         outer = keras.layers.Dense(family.dimension)(inner)
         hidden = hidden + keras.layers.Dropout(family.dropout)(outer)
-    return _mean(keras.layers.LayerNormalization(epsilon=1e-6)(hidden), inputs)
+    return _mean(keras.layers.LayerNormalization(epsilon=1e-6)(hidden), there)
 
 
 def _autoencoder(family: Autoencoder, inputs: keras.KerasTensor) -> keras.KerasTensor:
@@ -118,11 +128,13 @@ def _autoencoder(family: Autoencoder, inputs: keras.KerasTensor) -> keras.KerasT
     return hidden
 
 
-def _mean(words: keras.KerasTensor, inputs: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the mean over the tokens that are there; 0 if there are none."""
-    there = keras.ops.cast(keras.ops.not_equal(inputs, 0), "float32")[:, :, None]
-    total = keras.ops.sum(words * there, axis=1)
-    return total / keras.ops.maximum(keras.ops.sum(there, axis=1), 1)
+def _mean(steps: keras.KerasTensor, there: keras.KerasTensor | None) -> keras.KerasTensor:
+    """Return the mean over the steps that are there, None for all; 0 if there are none."""
+    if there is None:
+        return keras.ops.mean(steps, axis=1)
+    weights = keras.ops.cast(there, "float32")[:, :, None]
+    total = keras.ops.sum(steps * weights, axis=1)
+    return total / keras.ops.maximum(keras.ops.sum(weights, axis=1), 1)
 
 
 class _Positions(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types

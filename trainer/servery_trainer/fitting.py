@@ -13,14 +13,13 @@ from servery_trainer.encoders import MAX_CATEGORIES, CategoryEncoder, DateEncode
 from servery_trainer.imputation import Imputation
 from servery_trainer.networks import Dense, Family
 from servery_trainer.preprocessing import (
-    ImagePreprocessing,
+    ArrayPreprocessing,
     JoinedPreprocessing,
     Preprocessing,
     TablePreprocessing,
 )
-from servery_trainer.rows import IMAGE_INPUT
 from servery_trainer.spec import Spec
-from servery_trainer.tasks import TabularTask, TextTask
+from servery_trainer.tasks import ImageTask, TabularTask, TextTask
 from servery_trainer.texts import BagPreprocessing, Tokenizer, TokenPreprocessing
 
 
@@ -45,7 +44,8 @@ def fit_preprocessing(
         return fit_columns(types, train, imputation, spec.task.clip)
     if isinstance(spec.task, TextTask):
         return fit_text(spec.task, spec.family, train)
-    return ImagePreprocessing.fit(train[IMAGE_INPUT])
+    ((name, values),) = train.items()
+    return ArrayPreprocessing.fit(name, values, by_channel=not isinstance(spec.task, ImageTask))
 
 
 def fit_text(

@@ -7,7 +7,15 @@ from typing import Any, ClassVar, Final, Self
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.fields import count, known
-from servery_trainer.tasks import Goal, ImageTask, TabularTask, Task, TextTask
+from servery_trainer.tasks import (
+    ForecastTask,
+    Goal,
+    ImageTask,
+    SequenceTask,
+    TabularTask,
+    Task,
+    TextTask,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +241,8 @@ _FITTING: Final[dict[type[Task], tuple[type[Family], ...]]] = {
     TabularTask: (Dense,),
     ImageTask: (Convolutional, Dense),
     TextTask: (Dense, Embedding, Recurrent, Transformer),
+    SequenceTask: (Recurrent, Convolutional, Transformer, Dense),
+    ForecastTask: (Recurrent, Convolutional, Transformer, Dense),
 }
 """The families that fit a task, its default first."""
 

@@ -60,7 +60,7 @@ class CrossEntropy:
 
 
 class SquaredError:
-    """Of one number per row, standardised; see `Objective`.
+    """Of one or several numbers per row, standardised; see `Objective`.
 
     Args:
         mean: Of the numbers of the training part.
@@ -75,11 +75,11 @@ class SquaredError:
 
     def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         """See `Objective`."""
-        return tf.square(outputs - (values - self._mean) / self._deviation)[:, 0]
+        return tf.reduce_mean(tf.square(outputs - (values - self._mean) / self._deviation), axis=1)
 
     def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        """See `Objective`: how far off the number is, in its own unit."""
-        return tf.abs(outputs * self._deviation + self._mean - values)[:, 0]
+        """See `Objective`: how far off the numbers are, in their own unit."""
+        return tf.reduce_mean(tf.abs(outputs * self._deviation + self._mean - values), axis=1)
 
     def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
         """See `Objective`: numbers in their own unit."""
@@ -102,6 +102,26 @@ class Reconstruction:
     def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
         """See `Objective`: the losses, [B, 1]."""
         return keras.ops.mean(keras.ops.square(outputs - features), axis=1, keepdims=True)
+
+
+class ForecastError(SquaredError):
+    """Of the numbers that come next, told as their distance to the last one seen.
+
+    So a network that says nothing repeats that one. The features are [B, step, channel], and the
+    first channel is what is forecast.
+    """
+
+    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`."""
+        return super().losses(features, outputs + features[:, -1, :1], values)
+
+    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`."""
+        return super().figures(features, outputs + features[:, -1, :1], values)
+
+    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+        """See `Objective`."""
+        return super().answers(features, outputs + features[:, -1, :1])
 
 
 class LabelCrossEntropy:

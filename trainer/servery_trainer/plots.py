@@ -24,6 +24,7 @@ _MOST_NAMED: Final = 20
 """Classes whose names and counts are written out; more than that only as colours."""
 _MOST_CURVES: Final = 10
 _MOST_POINTS: Final = 5000
+_MOST_STEPS: Final = 200
 _LONGEST_LABEL: Final = 20
 _FIRST, _SECOND, _QUIET = "#1f5fa8", "#c8501e", "#999999"
 
@@ -211,6 +212,35 @@ def anomaly_scores(scores_B: FloatArray, truth_B: NDArray[np.bool_], threshold: 
     axes.set_xscale("log")
     _name(axes, f"Scores of {len(scores_B)} test rows", "score", "share of rows of this kind")
     axes.legend()
+    return _png(figure)
+
+
+def forecast(
+    forecasts: FloatArray, truth: FloatArray, by_step: NDArray[np.float64], naive: float
+) -> bytes:
+    """Draw forecasts beside the truth, and how far off they are by how far they look.
+
+    Args:
+        forecasts: By the published graph, windows in the order of their times.
+        truth: The same steps.
+        by_step: Mean absolute error of each step ahead.
+        naive: That of the naive forecast one step ahead, on the training part.
+    """
+    figure = Figure((_SIZE_INCHES * 1.6, _SIZE_INCHES * 0.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = slice(-_MOST_STEPS, None)
+    steps = np.arange(len(truth))[shown]
+    left.plot(steps, truth[shown, 0], color=_FIRST, label="true")
+    left.plot(steps, forecasts[shown, 0], color=_SECOND, label="forecast")
+    _name(left, f"One step ahead, the last {len(steps)} test windows", "window", "value")
+    left.legend(loc="upper left")
+    ahead = np.arange(1, len(by_step) + 1)
+    right.plot(ahead, by_step, color=_FIRST, marker="o", label="the published graph")
+    right.axhline(naive, color=_QUIET, linestyle=":", label="naive forecast, one step, training")
+    right.set_ylim(bottom=0)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _name(right, "Mean absolute error", "steps ahead", "error")
+    right.legend(loc="lower right")
     return _png(figure)
 
 

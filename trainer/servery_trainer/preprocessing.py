@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from servery_trainer.clipping import Clip
-from servery_trainer.rows import IMAGE_INPUT
 
 FloatArray = NDArray[np.float32]
 BATCH = "batch"
@@ -164,24 +163,32 @@ class TablePreprocessing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePreprocessing:
-    """Standardises all pixels by one mean and one standard deviation."""
+class ArrayPreprocessing:
+    """Standardises the numbers of one array, such as the pixels of images."""
 
-    shape: tuple[int, int, int]
-    """Height, width and channels."""
+    input: str
+    """Name of the array."""
+    shape: tuple[int, ...]
+    """Of one row."""
     dtype: np.dtype[Any]
-    """Of the images as they are sent."""
-    mean: np.float32
-    deviation: np.float32
+    """Of the array as it is sent."""
+    mean: NDArray[np.float32] | np.float32
+    """Of all numbers, or of each channel: of all that are last in their row alike."""
+    deviation: NDArray[np.float32] | np.float32
+    """Standard deviation of the same; 1 if they are constant."""
 
     @classmethod
-    def fit(cls, train_BHWC: NDArray[Any]) -> Self:
-        """Fit all pixels of all images; see `fit_preprocessing`."""
-        mean, deviation = _moments(train_BHWC)
-        _, height, width, channels = train_BHWC.shape
+    def fit(cls, name: str, train: NDArray[Any], *, by_channel: bool) -> Self:
+        """Fit all rows of an array; see `fit_preprocessing`."""
+        if by_channel:
+            moments = [_moments(train[..., channel]) for channel in range(train.shape[-1])]
+            mean, deviation = (np.array(part) for part in zip(*moments, strict=True))
+        else:
+            mean, deviation = map(np.asarray, _moments(train))
         return cls(
-            shape=(height, width, channels),
-            dtype=train_BHWC.dtype,
+            input=name,
+            shape=train.shape[1:],
+            dtype=train.dtype,
             mean=mean,
             deviation=deviation,
         )
@@ -193,19 +200,19 @@ class ImagePreprocessing:
 
     def apply(self, inputs: Mapping[str, NDArray[Any]]) -> FloatArray:
         """See `Preprocessing`."""
-        pixels_BHWC = inputs[IMAGE_INPUT].astype(np.float32)
+        values = inputs[self.input].astype(np.float32)
         with np.errstate(over="ignore"):
-            return _float32((pixels_BHWC - self.mean) / self.deviation)
+            return _float32((values - self.mean) / self.deviation)
 
     def to_onnx(self, features: str, prefix: str) -> GraphPart:
         """See `Preprocessing`."""
-        pixels, centred = f"{prefix}pixels", f"{prefix}centred"
+        values, centred = f"{prefix}values", f"{prefix}centred"
         element = helper.np_dtype_to_tensor_dtype(self.dtype)
-        image = helper.make_tensor_value_info(IMAGE_INPUT, element, [BATCH, *self.shape])
-        cast = helper.make_node("Cast", [IMAGE_INPUT], [pixels], to=onnx.TensorProto.FLOAT)
+        array = helper.make_tensor_value_info(self.input, element, [BATCH, *self.shape])
+        cast = helper.make_node("Cast", [self.input], [values], to=onnx.TensorProto.FLOAT)
         return GraphPart(
-            inputs=[image],
-            nodes=[cast, *_standardise(pixels, centred, features, prefix)],
+            inputs=[array],
+            nodes=[cast, *_standardise(values, centred, features, prefix)],
             initializers=initializers(
                 {f"{prefix}means": self.mean, f"{prefix}deviations": self.deviation}
             ),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from servery_trainer.anomalies import Anomalies
 from servery_trainer.classification import Classification
+from servery_trainer.forecast import Forecast
 from servery_trainer.heads import Head
 from servery_trainer.hyperparameters import Training
 from servery_trainer.label_sets import LabelSets
@@ -16,6 +17,7 @@ from servery_trainer.multi_label import MultiLabel
 from servery_trainer.normality import Normality
 from servery_trainer.objectives import (
     CrossEntropy,
+    ForecastError,
     LabelCrossEntropy,
     Objective,
     Reconstruction,
@@ -25,6 +27,7 @@ from servery_trainer.quantities import Quantities
 from servery_trainer.regression import Regression
 from servery_trainer.schedules import class_weights
 from servery_trainer.targets import Classes, Target
+from servery_trainer.windows import Horizons
 
 
 def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[Head, Objective]:
@@ -43,6 +46,12 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
             numbers = values[train].astype(np.float64)
             mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
             return Regression(column, deviation**2), SquaredError(mean, deviation)
+        case Horizons(values=values, column=column, naive_errors_B=naive_errors_B):
+            numbers = values[train].astype(np.float64)
+            mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
+            scale = float(naive_errors_B[train].mean(dtype=np.float64)) or deviation
+            head = Forecast(column, values.shape[1], scale)
+            return head, ForecastError(mean, deviation)
         case LabelSets(values=values, labels=labels):
             by_label = [class_weights(settings, truths, 2) for truths in values[train].T]
             return MultiLabel(labels), LabelCrossEntropy(*np.stack(by_label, axis=1))

@@ -48,21 +48,26 @@ class Quantities:
 
     def describe(self, rows: NDArray[np.int64]) -> Mapping[str, Any]:
         """See `Target`."""
-        values = self.values[rows].astype(np.float64)
-        return {
-            "target": {
-                "mean": float(values.mean()),
-                "standard_deviation": float(values.std()),
-                "minimum": float(values.min()),
-                "maximum": float(values.max()),
-            }
+        return describe_quantities(self.values[rows])
+
+
+def describe_quantities(values: NDArray[np.float32]) -> Mapping[str, Any]:
+    """Return the statistics of numbers for `Target.describe`."""
+    exact = values.astype(np.float64)
+    return {
+        "target": {
+            "mean": float(exact.mean()),
+            "standard_deviation": float(exact.std()),
+            "minimum": float(exact.min()),
+            "maximum": float(exact.max()),
         }
+    }
 
 
 class QuantityReader:
     """Reads the number of each row from one column; see `TargetReader`."""
 
-    outputs = ("value",)
+    outputs: tuple[str, ...] = ("value",)
 
     def __init__(self, column: str) -> None:
         self.columns = (column,)

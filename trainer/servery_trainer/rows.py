@@ -14,10 +14,12 @@ from servery_trainer import columns, sources, tables
 from servery_trainer.archives import ArrayHeader
 from servery_trainer.arrays import open_arrays
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
+from servery_trainer.images import NATIVE, Sizing
 from servery_trainer.targets import Classes, Place, Target, TargetReader
-from servery_trainer.tasks import ImageTask
+from servery_trainer.tasks import ImageTask, SequenceTask
 
 IMAGE_INPUT: Final = "image"
+SEQUENCE_INPUT: Final = "sequence"
 
 _MOST_NAMES: Final = 20
 
@@ -32,7 +34,8 @@ class Rows:
     inputs: dict[str, NDArray[Any]]
     """By input of the graph, in its order: for a table one [B, 1] per column, of float32 with NaN
     for a missing value, or of `str` objects with "" for one; for images `image` [B, height, width,
-    channel] of the dataset's dtype (float32 for float64)."""
+    channel] of the dataset's dtype (float32 for float64); for sequences `sequence` [B, step,
+    channel] and for time series `history` [B, step, channel], float32."""
 
     types: Mapping[str, ColumnType.ValueType]
     """What each column of a table is; empty for images."""
@@ -46,6 +49,9 @@ class Rows:
     aside: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
     """Texts [B] of columns that rows are judged by and not learned from; "" where missing."""
 
+    spans: NDArray[np.float64] | None = None
+    """Of windows of time series [B, 2]: the first and the last time that is forecast."""
+
     def keep(self, mask_B: NDArray[np.bool_]) -> "Rows":
         """Return the rows where `mask_B` holds."""
         if mask_B.all():
@@ -56,6 +62,7 @@ class Rows:
             target=self.target.keep(mask_B),
             numbers_B=self.numbers_B[mask_B],
             aside={name: texts_B[mask_B] for name, texts_B in self.aside.items()},
+            spans=None if self.spans is None else self.spans[mask_B],
         )
 
 
@@ -182,66 +189,98 @@ def read_images(task: ImageTask, path: Path) -> Rows:
         DatasetInvalidError: An array is missing, of a wrong shape or dtype, or holds NaN; or a row
             has no class.
     """
-    with open_arrays(path, task.sizing) as archive:
-        _check_arrays(task, archive.headers)
-        images, classes = archive.load(task.images), archive.load(task.labels)
-    if images.dtype.kind == "f":
+    shapes = {3: "[row, height, width]", 4: "[row, height, width, channel]"}
+    images, target = _read_arrays(path, task.sizing, task.images, task.labels, "images", shapes)
+    return _array_rows(IMAGE_INPUT, images[..., None] if images.ndim == 3 else images, target)
+
+
+def read_sequences(task: SequenceTask, path: Path) -> Rows:
+    """Read the sequences and the classes of an NPZ file; see `read_images`."""
+    shapes = {2: "[row, step]", 3: "[row, step, channel]"}
+    numbers, target = _read_arrays(path, NATIVE, task.sequences, task.labels, "sequences", shapes)
+    numbers = numbers.astype(np.float32)
+    return _array_rows(SEQUENCE_INPUT, numbers[..., None] if numbers.ndim == 2 else numbers, target)
+
+
+def _array_rows(name: str, values: NDArray[Any], target: Target) -> Rows:
+    numbers_B = np.arange(1, len(values) + 1)
+    return Rows(inputs={name: values}, types={}, target=target, numbers_B=numbers_B)
+
+
+def _read_arrays(
+    path: Path, sizing: Sizing, name: str, labels: str, what: str, shapes: Mapping[int, str]
+) -> tuple[NDArray[Any], Classes]:
+    """Read an array of numbers and one of classes.
+
+    Args:
+        path: The file.
+        sizing: How image files become images of one size.
+        name: The array of numbers.
+        labels: The array of classes.
+        what: What the numbers are.
+        shapes: The shapes they may have, by rank.
+    """
+    with open_arrays(path, sizing) as archive:
+        _check_arrays(name, labels, what, shapes, archive.headers)
+        values, classes = archive.load(name), archive.load(labels)
+    if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            narrow = images.astype(np.float32)
+            narrow = values.astype(np.float32)
         bad_B = ~np.isfinite(narrow).reshape(len(narrow), -1).all(axis=1)
         if bad_B.any():
             row = int(bad_B.argmax()) + 1
             raise DatasetInvalidError(
                 Problem.NOT_A_NUMBER,
-                f"row {row} of array {task.images!r} holds NaN, infinity or a number beyond"
-                " float32; correct or remove it",
+                f"row {row} of array {name!r} holds NaN, infinity or a number beyond float32;"
+                " correct or remove it",
                 row=row,
-                array=task.images,
+                array=name,
             )
-        images = images if images.dtype == np.float16 else narrow
-    return Rows(
-        inputs={IMAGE_INPUT: images[..., None] if images.ndim == 3 else images},
-        types={},
-        target=Classes.of(_class_texts(classes, task.labels), Place(array=task.labels)),
-        numbers_B=np.arange(1, len(images) + 1),
-    )
+        values = values if values.dtype == np.float16 else narrow
+    return values, Classes.of(_class_texts(classes, labels), Place(array=labels))
 
 
-def _check_arrays(task: ImageTask, headers: Mapping[str, ArrayHeader]) -> None:
-    for name in (task.images, task.labels):
-        if name not in headers:
+def _check_arrays(
+    name: str,
+    labels: str,
+    what: str,
+    shapes: Mapping[int, str],
+    headers: Mapping[str, ArrayHeader],
+) -> None:
+    for wanted in (name, labels):
+        if wanted not in headers:
             known = ", ".join(headers)
             raise DatasetInvalidError(
                 Problem.MISSING_ARRAY,
-                f"there is no array {shown(name)!r}; the file has {shown(known)}",
-                array=name,
+                f"there is no array {shown(wanted)!r}; the file has {shown(known)}",
+                array=wanted,
             )
-    images, labels = headers[task.images], headers[task.labels]
-    if len(images.shape) not in (3, 4):
+    values, classes = headers[name], headers[labels]
+    if len(values.shape) not in shapes:
         raise DatasetInvalidError(
             Problem.WRONG_SHAPE,
-            f"array {images.name!r} has shape {images.shape}; images must be [row, height, width]"
-            " or [row, height, width, channel]",
-            array=images.name,
+            f"array {name!r} has shape {values.shape}; {what} must be"
+            f" {' or '.join(shapes.values())}",
+            array=name,
         )
-    if len(labels.shape) != 1:
+    if len(classes.shape) != 1:
         raise DatasetInvalidError(
             Problem.WRONG_SHAPE,
-            f"array {labels.name!r} has shape {labels.shape}; classes must be [row]",
-            array=labels.name,
+            f"array {labels!r} has shape {classes.shape}; classes must be [row]",
+            array=labels,
         )
-    if images.dtype.kind not in "iuf" or images.dtype.itemsize > 8:
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
         raise DatasetInvalidError(
             Problem.WRONG_DTYPE,
-            f"array {images.name!r} is of dtype {images.dtype}; pixels must be whole numbers or"
-            " floats of at most 64 bits",
-            array=images.name,
+            f"array {name!r} is of dtype {values.dtype}; {what} must be whole numbers or floats of"
+            " at most 64 bits",
+            array=name,
         )
-    if labels.dtype.kind not in "iuUS":
+    if classes.dtype.kind not in "iuUS":
         raise DatasetInvalidError(
             Problem.WRONG_DTYPE,
-            f"array {labels.name!r} is of dtype {labels.dtype}; classes must be integers or text",
-            array=labels.name,
+            f"array {labels!r} is of dtype {classes.dtype}; classes must be integers or text",
+            array=labels,
         )
 
 

@@ -29,26 +29,28 @@ def parameter_count(
             count, width = 0, prod(shape)
         case Convolutional(filters=filters, dense_units=units):
             layers = (units,)
-            height, breadth, depth = shape
+            *sides, depth = shape
             count = 0
             for size in filters:
-                count, depth = count + (9 * depth + 1) * size, size
-                if min(height, breadth) >= 4:
-                    height, breadth = height // 2, breadth // 2
-            width = height * breadth * depth
+                count, depth = count + (3 ** len(sides) * depth + 1) * size, size
+                if min(sides) >= 4:
+                    sides = [side // 2 for side in sides]
+            width = prod(sides) * depth
         case Embedding(dimension=width, hidden_units=layers):
             count = vocabulary * width
         case Recurrent(units=units, dimension=dimension):
             layers = ()
             gates, biases = (4, 1) if family.cell == pb.RECURRENT_CELL_LSTM else (3, 2)
             directions = 1 + family.bidirectional
-            weights = gates * units * (dimension + units + biases)
+            seen = dimension if vocabulary else shape[-1]
+            weights = gates * units * (seen + units + biases)
             count, width = vocabulary * dimension + directions * weights, directions * units
         case Transformer(dimension=width, feed_forward_units=units):
             layers = ()
             attention = 4 * (width + 1) * width
             block = attention + 4 * width + (width + 1) * units + (units + 1) * width
-            count = (vocabulary + shape[0]) * width + family.layers * block + 2 * width
+            first = vocabulary or shape[-1] + 1
+            count = (first + shape[0]) * width + family.layers * block + 2 * width
         case Autoencoder():
             layers = family.layers(shape[0])
             count, width, classes = 0, shape[0], shape[0]

@@ -10,7 +10,14 @@ from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
 from servery_trainer.hyperparameters import Optimization, Training
 from servery_trainer.networks import Family, parse_family
 from servery_trainer.split import SplitPolicy
-from servery_trainer.tasks import Goal, ImageTask, Task, parse_task
+from servery_trainer.tasks import (
+    ForecastTask,
+    ImageTask,
+    SequenceTask,
+    Task,
+    has_classes,
+    parse_task,
+)
 
 ROOT: Final = "training_job.spec"
 
@@ -55,13 +62,12 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     task = parse_task(spec, ROOT)
     model, alias = _publication(spec.publication)
     split = SplitPolicy.parse(spec.split, f"{ROOT}.split")
-    if split.column and isinstance(task, ImageTask):
-        rule = "be empty: images have no columns"
+    if split.column and isinstance(task, ImageTask | SequenceTask | ForecastTask):
+        rule = "be empty: images and sequences have no columns, time series their own times"
         raise FieldInvalidError(f"{ROOT}.split.column", split.column, rule)
     training = Training.parse(spec.training, f"{ROOT}.training")
     balanced = training.class_weights == training_pb2.CLASS_WEIGHTS_BALANCED
-    without_classes = (Goal.NUMBER, Goal.ANOMALY)
-    if balanced and not isinstance(task, ImageTask) and task.aim.goal in without_classes:
+    if balanced and not has_classes(task):
         rule = f"be EQUAL: {task.name} knows no classes"
         raise FieldInvalidError(f"{ROOT}.training.class_weights", "BALANCED", rule)
     return Spec(

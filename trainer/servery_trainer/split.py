@@ -26,7 +26,10 @@ _DEFAULT_FRACTION: Final = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Three sets of row indices, each ascending, that share none and leave none out."""
+    """Three sets of row indices, each ascending, that share none.
+
+    They leave none out, but for windows of time series that reach from one part into the next.
+    """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -119,6 +122,34 @@ class SplitPolicy:
                 raise no_time(int(numbers_B[wrong]), self.column, keys_B[wrong])
             split = split_times(times_B, **fractions, column=self.column)
         _require_strata(split, strata_B, numbers_B, self.column)
+        return split
+
+    def divide_spans(self, spans: NDArray[np.float64]) -> Split:
+        """Divide windows by the times that they forecast; the fractions are of these.
+
+        Args:
+            spans: The first and the last time of each, [B, 2].
+
+        Raises:
+            DatasetInvalidError: A part would be without any.
+        """
+        first_B, last_B = spans.T
+        times = np.unique(first_B)
+        test = max(1, round(len(times) * self.test_fraction))
+        held_out = test + max(1, round(len(times) * self.validation_fraction))
+        validation_from, test_from = times[-min(held_out, len(times))], times[-test]
+        split = Split(
+            np.flatnonzero(last_B < validation_from),
+            np.flatnonzero((first_B >= validation_from) & (last_B < test_from)),
+            np.flatnonzero(first_B >= test_from),
+        )
+        for part, rows in zip(_PARTS, (split.train, split.validation, split.test), strict=True):
+            if not len(rows):
+                raise DatasetInvalidError(
+                    Problem.TOO_FEW_ROWS,
+                    f"the {part} part has no window whose horizon lies within it; add rows, or make"
+                    " the window, the horizon or the other parts smaller",
+                )
         return split
 
 

@@ -199,6 +199,7 @@ class ImageTask:
 
     name: ClassVar = "image_classification"
     dataset_formats: ClassVar = arrays.FORMATS
+    slice_columns: ClassVar = ()
 
     @classmethod
     def parse(cls, task: pb.ImageClassification, path: str) -> Self:
@@ -224,6 +225,95 @@ class ImageTask:
             labels=self.labels,
             duplicates=self.duplicates,
             sizing=self.sizing.to_proto(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceTask:
+    """Learn the class of a sequence of numbers."""
+
+    sequences: str
+    labels: str
+    duplicates: pb.DuplicatePolicy.ValueType
+
+    name: ClassVar = "sequence_classification"
+    dataset_formats: ClassVar = frozenset({dataset_pb2.DATASET_FORMAT_NPZ})
+    slice_columns: ClassVar = ()
+
+    @classmethod
+    def parse(cls, task: pb.SequenceClassification, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is malformed.
+        """
+        sequences, labels = task.sequences or "sequences", task.labels or "labels"
+        if sequences == labels:
+            rule = "be another array than the sequences"
+            raise FieldInvalidError(f"{path}.labels", labels, rule)
+        duplicates = _duplicates(task.duplicates, path)
+        return cls(sequences=sequences, labels=labels, duplicates=duplicates)
+
+    def to_proto(self) -> pb.SequenceClassification:
+        """Render it; `parse` gives an equal value back."""
+        return pb.SequenceClassification(
+            sequences=self.sequences, labels=self.labels, duplicates=self.duplicates
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastTask:
+    """Learn what comes next in a time series."""
+
+    time: str
+    target: str
+    covariates: tuple[str, ...]
+    series: str
+    """Empty: all rows are one series."""
+    window: int
+    horizon: int
+    season: int
+
+    name: ClassVar = "forecasting"
+    dataset_formats: ClassVar = sources.FORMATS
+    duplicates: ClassVar = pb.DUPLICATE_POLICY_KEEP
+    slice_columns: ClassVar = ()
+
+    @classmethod
+    def parse(cls, task: pb.Forecasting, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is malformed or out of its range.
+        """
+        named = {"time": task.time, "target": task.target, "series": task.series}
+        for name in ("time", "target"):
+            if not named[name]:
+                raise FieldInvalidError(f"{path}.{name}", "", "name a column")
+        for one, other in (("target", "time"), ("series", "time"), ("series", "target")):
+            if named[one] == named[other]:
+                rule = f"be another column than the {other}"
+                raise FieldInvalidError(f"{path}.{one}", named[one], rule)
+        window = count(task.window, 24, 4096, f"{path}.window")
+        season = count(task.season, 1, window, f"{path}.season")
+        return cls(
+            **named,
+            covariates=_columns(task.covariates, tuple(named.values()), f"{path}.covariates"),
+            window=window,
+            horizon=count(task.horizon, 1, 1024, f"{path}.horizon"),
+            season=season,
+        )
+
+    def to_proto(self) -> pb.Forecasting:
+        """Render it; `parse` gives an equal value back."""
+        return pb.Forecasting(
+            time=self.time,
+            target=self.target,
+            covariates=self.covariates,
+            series=self.series,
+            window=self.window,
+            horizon=self.horizon,
+            season=self.season,
         )
 
 
@@ -285,7 +375,7 @@ class TextTask:
         )
 
 
-Task = TabularTask | ImageTask | TextTask
+Task = TabularTask | ImageTask | TextTask | SequenceTask | ForecastTask
 
 _TABULAR: Final[dict[Goal, tuple[str, Any]]] = {
     Goal.CLASS: ("tabular_classification", pb.TabularClassification),
@@ -309,8 +399,13 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
     """
     chosen = spec.WhichOneof("task") or ""
     path, message = f"{root}.{chosen}", getattr(spec, chosen, None)
-    if chosen == ImageTask.name:
-        return ImageTask.parse(spec.image_classification, path)
+    match message:
+        case pb.ImageClassification():
+            return ImageTask.parse(message, path)
+        case pb.SequenceClassification():
+            return SequenceTask.parse(message, path)
+        case pb.Forecasting():
+            return ForecastTask.parse(message, path)
     for goal, (name, _) in _TABULAR.items():
         if chosen == name:
             return TabularTask.parse(goal, message, path)
@@ -319,6 +414,17 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
             return TextTask.parse(goal, message, path)
     known_tasks = " or ".join(field.name for field in spec.DESCRIPTOR.oneofs_by_name["task"].fields)
     raise FieldInvalidError(f"{root}.task", "", f"be {known_tasks}")
+
+
+def has_classes(task: Task) -> bool:
+    """Tell whether rows are of classes, or have labels, and do not teach numbers."""
+    match task:
+        case ForecastTask():
+            return False
+        case TabularTask() | TextTask():
+            return task.aim.goal not in (Goal.NUMBER, Goal.ANOMALY)
+        case _:
+            return True
 
 
 def _columns(names: Sequence[str], others: Sequence[str], field: str) -> tuple[str, ...]:

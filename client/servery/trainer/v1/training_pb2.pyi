@@ -505,6 +505,8 @@ class TrainingSpec(_message.Message):
     TEXT_MULTI_LABEL_FIELD_NUMBER: _builtins.int
     TEXT_REGRESSION_FIELD_NUMBER: _builtins.int
     ANOMALY_DETECTION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    FORECASTING_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
@@ -550,12 +552,20 @@ class TrainingSpec(_message.Message):
         """Rows of a table, most of them normal, from a dataset as above."""
 
     @_builtins.property
+    def sequence_classification(self) -> Global___SequenceClassification:
+        """Sequences of numbers with a class each, from an NPZ dataset."""
+
+    @_builtins.property
+    def forecasting(self) -> Global___Forecasting:
+        """What comes next in a time series, from a dataset in CSV, Parquet or JSON Lines."""
+
+    @_builtins.property
     def dense(self) -> Global___DenseFamily:
         """A dense network; fits every task. Of a text it sees which words are in it."""
 
     @_builtins.property
     def convolutional(self) -> Global___ConvolutionalFamily:
-        """A convolutional network; fits images."""
+        """A convolutional network; fits images, sequences and time series."""
 
     @_builtins.property
     def embedding(self) -> Global___EmbeddingFamily:
@@ -563,11 +573,13 @@ class TrainingSpec(_message.Message):
 
     @_builtins.property
     def recurrent(self) -> Global___RecurrentFamily:
-        """A recurrent network that reads word by word; fits texts."""
+        """A recurrent network that reads word by word or step by step; fits texts, sequences and time
+        series.
+        """
 
     @_builtins.property
     def transformer(self) -> Global___TransformerFamily:
-        """A transformer encoder; fits texts."""
+        """A transformer encoder; fits texts, sequences and time series."""
 
     @_builtins.property
     def autoencoder(self) -> Global___AutoencoderFamily:
@@ -601,6 +613,8 @@ class TrainingSpec(_message.Message):
         text_multi_label: Global___TextMultiLabel | None = ...,
         text_regression: Global___TextRegression | None = ...,
         anomaly_detection: Global___AnomalyDetection | None = ...,
+        sequence_classification: Global___SequenceClassification | None = ...,
+        forecasting: Global___Forecasting | None = ...,
         dense: Global___DenseFamily | None = ...,
         convolutional: Global___ConvolutionalFamily | None = ...,
         embedding: Global___EmbeddingFamily | None = ...,
@@ -612,13 +626,13 @@ class TrainingSpec(_message.Message):
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection", "sequence_classification", "forecasting"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
@@ -1239,6 +1253,100 @@ class Clip(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__upper_quantile) -> _WhichOneofReturnType__upper_quantile | None: ...
 
 Global___Clip: _TypeAlias = Clip  # noqa: Y015
+
+@_typing.final
+class SequenceClassification(_message.Message):
+    """Learn the class of a sequence of numbers, such as what a sensor measured.
+
+    The served model takes `sequence`, FP32 [batch, step, channel], as many steps as it learned from,
+    and answers as a classifier of images does.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    sequences: _builtins.str
+    """The array of sequences: [row, step] or [row, step, channel], a number type. Empty: `sequences`."""
+    labels: _builtins.str
+    """The array of classes: [row], integers or text. Empty: `labels`."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """What to do with sequences that repeat an earlier sequence and its class."""
+    def __init__(
+        self,
+        *,
+        sequences: _builtins.str = ...,
+        labels: _builtins.str = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "labels", b"labels", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceClassification: _TypeAlias = SequenceClassification  # noqa: Y015
+
+@_typing.final
+class Forecasting(_message.Message):
+    """Learn what comes next in one or several time series.
+
+    The rows of a series are put in order of their times and taken as equally far apart. A row of the
+    job is one window of it: `window` steps to look back on, `horizon` steps to forecast. Windows are
+    divided by time, the latest to test, and the fractions of `split` are of the times. Windows whose
+    horizon reaches into the next part are in none.
+
+    The served model takes `history`, FP32 [batch, window, channel]: the target, then the covariates
+    in their order, the oldest step first. It answers with `forecast`, FP32 [batch, horizon], in the
+    unit of the target.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    COVARIATES_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
+    SEASON_FIELD_NUMBER: _builtins.int
+    time: _builtins.str
+    """Required. The column with the times: numbers or dates, each once in a series."""
+    target: _builtins.str
+    """Required. The column of numbers to forecast."""
+    series: _builtins.str
+    """The column whose values tell several series apart. Empty: all rows are one series."""
+    window: _builtins.int
+    """Steps to look back on, 1 to 4096. 0: 24."""
+    horizon: _builtins.int
+    """Steps to forecast, 1 to 1024. 0: 1."""
+    season: _builtins.int
+    """Steps until the series is expected to repeat itself, 1 to `window`: `mase` compares with the
+    forecast that says what was one season ago. 0: 1, the last value.
+    """
+    @_builtins.property
+    def covariates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other columns of numbers to look back on."""
+
+    def __init__(
+        self,
+        *,
+        time: _builtins.str = ...,
+        target: _builtins.str = ...,
+        covariates: _abc.Iterable[_builtins.str] | None = ...,
+        series: _builtins.str = ...,
+        window: _builtins.int = ...,
+        horizon: _builtins.int = ...,
+        season: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["covariates", b"covariates", "horizon", b"horizon", "season", b"season", "series", b"series", "target", b"target", "time", b"time", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forecasting: _TypeAlias = Forecasting  # noqa: Y015
 
 @_typing.final
 class Fill(_message.Message):
