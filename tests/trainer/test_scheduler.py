@@ -203,7 +203,13 @@ async def test_a_job_ends_at_its_deadline(client: Client) -> None:
     assert ended.error.metadata == {"deadline_s": "0.5"}
 
 
-@pytest.mark.parametrize("deadline_s", [0, 2])
+@pytest.mark.parametrize(
+    "deadline_s",
+    [
+        pytest.param(0, id="cancelled"),
+        pytest.param(2, id="at its deadline", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_stopped_job_is_resumed_from_its_last_checkpoint(
     client: Client, deadline_s: float
 ) -> None:

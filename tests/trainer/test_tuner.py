@@ -167,6 +167,7 @@ async def test_values_that_contradict_each_other_fail_their_trial_alone(client: 
     assert not failed[0].training_job
 
 
+@pytest.mark.slow
 async def test_a_study_none_of_whose_trials_completes_fails(client: Client) -> None:
     ended = await end(client, await create(client, "refuses", max_trials=2))
     assert ended.state == pb.STUDY_STATE_FAILED
@@ -203,6 +204,7 @@ async def test_a_cancelled_study_cancels_its_trials(client: Client) -> None:
     assert error.reason == "ERROR_REASON_STUDY_ENDED"
 
 
+@pytest.mark.slow
 async def test_a_trial_may_be_cancelled_alone(client: Client) -> None:
     study = await create(client, "hangs", max_trials=2)
     trial = await first_trial(client, study)
@@ -213,6 +215,7 @@ async def test_a_trial_may_be_cancelled_alone(client: Client) -> None:
     assert (await trials(client, study))[0].state == pb.TRIAL_STATE_CANCELLED
 
 
+@pytest.mark.slow
 async def test_a_watch_continues_behind_any_token(client: Client) -> None:
     study = await create(client, "learns-watched", max_trials=2, without_publication=True)
     await end(client, study)
