@@ -32,6 +32,10 @@ def test_a_directory_and_a_registry_are_enough() -> None:
                 ("--cores", "-1", "cores"),
                 ("--memory-bytes", "-1", "memory_bytes"),
                 ("--max-dataset-bytes", "0", "max_dataset_bytes"),
+                ("--max-uploads", "0", "max_uploads"),
+                ("--upload-stall-s", "0", "upload_stall_s"),
+                ("--upload-keep-s", "-1", "upload_keep_s"),
+                ("--spare-disk-bytes", "-1", "spare_disk_bytes"),
                 ("--drain-s", "-1", "drain_s"),
             )
         ),
