@@ -26,10 +26,6 @@ class Callers:
 
     identities: Identities = field(default_factory=Identities)
 
-    def metadata_key(self, issuer: Issuer) -> str:
-        """Return where the claims of an issuer's verified token are found."""
-        return f"issuer:{issuer.name}"
-
 
 def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
     """Return the filter `CALLERS_NAME`.
@@ -43,9 +39,7 @@ def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
     tables = {
         "IN_FLIGHT": dict(sorted(known.in_flight.items())),
         "PUBLIC": dict.fromkeys(public_paths, True),
-        "ISSUERS": [
-            _issuer(issuer, known.metadata_key(issuer)) for issuer in known.identities.issuers
-        ],
+        "ISSUERS": [_issuer(issuer) for issuer in known.identities.issuers],
         "CERTIFICATES": [_certificate(identity) for identity in known.identities.certificates],
     }
     written = "\n".join(f"local {name} = {lua(value)}" for name, value in tables.items())
@@ -53,7 +47,7 @@ def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
 
 
 def lua(value: Any) -> str:
-    """Render a value as Lua has it; JSON's texts are Lua's for what may stand in them here."""
+    """Render a value as Lua has it; no text can end its quotes."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"[{lua(key)}] = {lua(part)}" for key, part in value.items()) + "}"
     if isinstance(value, (list, tuple)):
@@ -68,9 +62,9 @@ def _character(byte: int) -> str:
     return chr(byte) if plain else f"\\{byte:03d}"
 
 
-def _issuer(issuer: Issuer, key: str) -> Mapping[str, Any]:
+def _issuer(issuer: Issuer) -> Mapping[str, Any]:
     return {
-        "key": key,
+        "key": issuer.claims_key,
         "name": issuer.name,
         **({"tenant": issuer.tenant} if issuer.tenant else {}),
         "tenant_claim": issuer.tenant_claim,

@@ -119,7 +119,7 @@ def authentication(
     theirs = {
         f"issuer-{issuer.name}": {
             **_provider(issuer.url, issuer.audiences, issuer_jwks[issuer.name]),
-            "payload_in_metadata": known.metadata_key(issuer),
+            "payload_in_metadata": issuer.claims_key,
         }
         for issuer in known.identities.issuers
         if issuer.name in issuer_jwks

@@ -51,6 +51,11 @@ class Issuer:
     roles: Mapping[str, tuple[Permission, ...]]
     """Value in that claim to what it permits."""
 
+    @property
+    def claims_key(self) -> str:
+        """Where Envoy notes the claims of a token it verified."""
+        return f"issuer:{self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateIdentity:
