@@ -1,17 +1,21 @@
-"""`servery jobs` and `servery tune`, as a user types them."""
+"""`servery train`, `servery jobs` and `servery tune`, as a user types them."""
 
 import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from google.protobuf import json_format
 
 from servery.cli.jobs import priority_of
 from servery.cli.tune import parse_parameter
+from servery.trainer.v1 import training_pb2
 from servery.trainer.v1 import tuning_pb2 as pb
 from tests.trainer.service import Client, running_trainer
 
@@ -134,3 +138,34 @@ def test_priorities_have_names() -> None:
     assert named == {"low": 20, "normal": 50, "high": 80, "0": 0, "100": 100}
     with pytest.raises(typer.BadParameter):
         priority_of("101")
+
+
+@pytest.mark.slow
+async def test_training_asks_for_what_its_options_say(shell: Shell, tmp_path: Path) -> None:
+    rows = "\n".join(f"{year},a,{year % 7},{year % 5}" for year in range(1900, 2000))
+    table, arrays = tmp_path / "series.csv", tmp_path / "waves.npz"
+    table.write_text(f"year,place,spots,rain\n{rows}\n")
+    np.savez(arrays, sequences=np.eye(12), labels=["up", "down"] * 6)
+    asked = ("--model", "m", "--no-publish", "--detach")
+    forecast = await shell.json(
+        *("train", str(table), *asked, "--task", "forecast", "--target", "spots"),
+        *("--time", "year", "--features", "rain", "--series", "place"),
+        *("--window", "22", "--horizon", "3", "--set", "forecasting.season=11"),
+        *("--set", "training.optimizer=OPTIMIZER_SGD", "--set", "recurrent.units=8"),
+    )
+    spec = json_format.ParseDict(forecast["spec"], training_pb2.TrainingSpec())
+    assert spec.forecasting == training_pb2.Forecasting(
+        time="year",
+        target="spots",
+        covariates=["rain"],
+        series="place",
+        window=22,
+        horizon=3,
+        season=11,
+    )
+    assert spec.training.optimizer == training_pb2.OPTIMIZER_SGD
+    assert spec.recurrent.units == 8
+    told = await shell.json("train", str(arrays), *asked)
+    assert "sequence_classification" in told["spec"]
+    status, _, err = await shell.run("train", str(table), *asked, "--set", "training.speed=1")
+    assert (status, "Invalid value" in err) == (2, True)

@@ -1,10 +1,12 @@
 """`servery train`: a file in, a proven and served model out."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from google.protobuf import json_format
 
 from servery.cli.job_view import follow_job
 from servery.cli.jobs import priority_of
@@ -23,6 +25,7 @@ class Task(StrEnum):
     REGRESSION = "regression"
     MULTI_LABEL = "multi-label"
     ANOMALY = "anomaly"
+    FORECAST = "forecast"
 
 
 class Missing(StrEnum):
@@ -83,6 +86,12 @@ def train(
         float | None,
         typer.Option(help="Of anomaly: share of normal rows that may be called one; 0.01."),
     ] = None,
+    time: Annotated[str, typer.Option(help="Of forecast: the column of the times.")] = "",
+    series: Annotated[
+        str, typer.Option(help="Of forecast: the column that tells several series apart.")
+    ] = "",
+    window: Annotated[int, typer.Option(help="Of forecast: steps to look back on; 0: 24.")] = 0,
+    horizon: Annotated[int, typer.Option(help="Of forecast: steps to tell; 0: 1.")] = 0,
     slices: Annotated[
         str | None, typer.Option("--slice-by", help="Columns to report the figures by, by commas.")
     ] = None,
@@ -112,6 +121,14 @@ def train(
     family: Annotated[
         Family | None,
         typer.Option(help="Default: dense for tables and texts, convolutional for images."),
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="PATH=VALUE, any other field of the TrainingSpec, such as"
+            " training.optimizer=OPTIMIZER_ADAMW or 'dense.hidden_units=[64,32]'.",
+        ),
     ] = None,
     max_epochs: Annotated[int, typer.Option(help="Most epochs; 0: the server's default.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Rows per step; 0: the server's default.")] = 0,
@@ -147,7 +164,18 @@ def train(
         repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
         if dataset.format == dataset_pb2.DATASET_FORMAT_TEXTS:
             target, text = target or "label", text or "text"
-        if dataset.format not in ARRAYS:
+        if task is Task.FORECAST:
+            spec.forecasting.CopyFrom(
+                pb.Forecasting(
+                    time=time,
+                    target=target or "",
+                    covariates=features.split(",") if features else [],
+                    series=series,
+                    window=window,
+                    horizon=horizon,
+                )
+            )
+        elif dataset.format not in ARRAYS:
             message = _teach(spec, task, target, text)
             if task is Task.MULTI_LABEL:
                 message.separator = separator
@@ -166,7 +194,10 @@ def train(
             else:
                 message.text = text
         elif task is not Task.CLASSIFICATION:
-            raise typer.BadParameter(f"--task {task}: images are classified only")
+            raise typer.BadParameter(f"--task {task}: images and sequences are classified only")
+        elif _holds_sequences(dataset):
+            spec.sequence_classification.labels = target or ""
+            spec.sequence_classification.duplicates = repeated
         else:
             spec.image_classification.images = images
             spec.image_classification.labels = target or ""
@@ -174,6 +205,7 @@ def train(
             spec.image_classification.sizing.CopyFrom(sizing(fit, size))
         if family is not None:
             getattr(spec, family.value).SetInParent()
+        _assign(spec, fields or [])
         terms = pb.TrainingJob(
             priority=priority_of(priority),
             resources=pb.Resources(cores=cores, memory_bytes=memory),
@@ -205,3 +237,24 @@ def _teach(spec: pb.TrainingSpec, task: Task, target: str | None, text: str | No
     else:
         message.target = target
     return message
+
+
+def _holds_sequences(dataset: dataset_pb2.Dataset) -> bool:
+    arrays = {column.name for column in dataset.columns}
+    return "sequences" in arrays and "images" not in arrays
+
+
+def _assign(spec: pb.TrainingSpec, fields: list[str]) -> None:
+    """Set fields of the spec, each given as `path=value`; values are JSON, or else texts."""
+    for field in fields:
+        path, _, text = field.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        for name in reversed(path.split(".")):
+            value = {name: value}
+        try:
+            spec.MergeFrom(json_format.ParseDict(value, pb.TrainingSpec()))
+        except json_format.ParseError as error:
+            raise typer.BadParameter(f"--set {field}: {error}") from None
