@@ -44,7 +44,7 @@ demo: setup ## The whole job on real data: train, prove, publish, serve, call
 
 test: setup $(CLIENTS:%=.venv-%/.done) ## Every test, the fast ones first
 	$(BIN)/pytest -m "not slow"
-	SERVERY_TEST_TRANSPORT=fast $(BIN)/pytest -m "not slow" tests/inference
+	SERVERY_TEST_TRANSPORT=grpcio $(BIN)/pytest -m "not slow" tests/inference
 	$(BIN)/pytest -m slow
 
 check: lint type contracts test ## Everything CI runs

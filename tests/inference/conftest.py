@@ -16,7 +16,7 @@ from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 
-TRANSPORT = os.environ.get("SERVERY_TEST_TRANSPORT", "grpcio")
+TRANSPORT = os.environ.get("SERVERY_TEST_TRANSPORT", "fast")
 """`make test` runs the suite once over each transport."""
 
 Serve = Callable[[Path], AbstractAsyncContextManager[grpc.aio.Channel]]

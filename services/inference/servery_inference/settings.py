@@ -48,7 +48,8 @@ class InferenceSettings(ServerSettings):
     )
     grpc_port: int | None = option("short for --listen 127.0.0.1:PORT", None)
     transport: str = option(
-        "grpcio, or fast: Servery's own HTTP/2 server, which costs less per call", "grpcio"
+        "fast: Servery's own HTTP/2 server; or grpcio, which costs up to ten times as much a call",
+        "fast",
     )
     http_port: int | None = option(
         "loopback port for the same service over HTTP; 0 picks a free one; unset: none", None
