@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import Message
+from google.protobuf.text_format import MessageToString
 
 from servery.errors.v1.error_reason_pb2 import ErrorReason
 from servery_rpc.errors import ServeryError
@@ -112,5 +113,12 @@ def _subjects(message: Any) -> dict[str, Any]:
     for name in _SUBJECTS:
         value = getattr(message, name, None)
         if isinstance(value, Message):
-            found[name] = MessageToDict(value, preserving_proto_field_name=True)
+            found[name] = _readable(value)
     return found
+
+
+def _readable(message: Message) -> Any:
+    try:
+        return MessageToDict(message, preserving_proto_field_name=True)
+    except SerializeToJsonError:  # JSON has no words for some of what a caller may send.
+        return MessageToString(message, as_one_line=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from servery.gateway.v1 import (
     billing_pb2,
@@ -172,6 +173,21 @@ async def test_acts_tell_what_was_set(stack: Stack) -> None:
     assert told["SetQuota"] == {"quota": {"name": name, "requests_per_second": 7}}
     assert told["SetPrices"] == {"prices": {"name": name, "thousand_rows_nanos": "5"}}
     assert told["SetBudget"] == {"budget": {"name": name, "amount_nanos": "9", "hard_stop": True}}
+
+
+async def test_an_act_that_json_cannot_tell_is_written_down_too(stack: Stack) -> None:
+    key = pb.ApiKey(
+        display_name="beyond all years",
+        permissions=[pb.Permission(verb=pb.VERB_READ, models=["*"])],
+        expire_time=Timestamp(seconds=1 << 60),
+    )
+    request = pb.CreateApiKeyRequest(parent="tenants/default", api_key=key)
+    error = await stack.refusal(CREATE_KEY, await stack.token(admin=["*"]), request)
+    assert error.metadata["field"] == "api_key.expire_time"
+    text = await asyncio.to_thread((stack.settings.data_dir / "audit.jsonl").read_text)
+    acts = [json.loads(line) for line in text.splitlines()]
+    assert "beyond all years" in acts[-1]["request"]["api_key"]
+    assert acts[-1]["outcome"] == "ERROR_REASON_FIELD_INVALID"
 
 
 async def test_every_method_that_changes_something_is_an_act() -> None:
