@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from sklearn import metrics
 from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
@@ -22,29 +23,34 @@ from servery_trainer.split import split_rows
 from tests.trainer.specs import table
 from tests.trainer.test_job import Run, run
 
-NORMAL = 0
+NORMAL = 8
 """The digit that is normal; the nine others are anomalies, as in Ruff et al. (2018)."""
+
+
+def scores(rng: np.random.Generator, rows: int) -> NDArray[np.float32]:
+    """Those of normal rows."""
+    return rng.gamma(2, size=(rows, 1)).astype(np.float32)
 
 
 def scored(rows: int = 400) -> tuple[Anomalies, dict[str, Any], Any]:
     """A head with a threshold, outputs and the truth."""
     rng = np.random.default_rng(3)
     truth = (rng.random(rows) < 0.2).astype(np.int64)
-    scores = rng.gamma(2 + 6 * truth)[:, None].astype(np.float32)
-    head = Anomalies(0.05, labelled=True).calibrated(rng.gamma(2, size=(99, 1)).astype(np.float32))
-    return head, head.decode(scores), truth
+    said = rng.gamma(2 + 6 * truth)[:, None].astype(np.float32)
+    head = Anomalies(0.05, labelled=True).calibrated(scores(rng, 99))
+    return head, head.decode(said), truth
 
 
 def test_agrees_with_scikit_learn() -> None:
     head, said, truth = scored()
     found = head.evaluate(said, truth).result
-    called, scores = said["is_anomaly"][:, 0], said["score"][:, 0]
+    called, score = said["is_anomaly"][:, 0], said["score"][:, 0]
     for name in ("precision", "recall", "f1"):
         assert found.metrics[name] == pytest.approx(
             getattr(metrics, f"{name}_score")(truth, called)
         )
-    assert found.metrics["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, scores))
-    assert found.metrics["pr_auc"] == pytest.approx(metrics.average_precision_score(truth, scores))
+    assert found.metrics["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, score))
+    assert found.metrics["pr_auc"] == pytest.approx(metrics.average_precision_score(truth, score))
     balanced = metrics.balanced_accuracy_score(truth, called)
     assert found.metrics["balanced_accuracy"] == pytest.approx(balanced)
     assert head.row_scores(said, truth).mean() == pytest.approx(balanced)
@@ -61,8 +67,8 @@ def test_over_many_calibrations_normal_rows_raise_the_declared_share_of_alarms(
     rng = np.random.default_rng(4)
     shares = []
     for _ in range(1000):
-        head = Anomalies(rate, labelled=False).calibrated(rng.gamma(2, size=(known, 1)))
-        shares.append(head.decode(rng.gamma(2, size=(500, 1)))["is_anomaly"].mean())
+        head = Anomalies(rate, labelled=False).calibrated(scores(rng, known))
+        shares.append(head.decode(scores(rng, 500))["is_anomaly"].mean())
     error = np.std(shares) / len(shares) ** 0.5
     assert abs(np.mean(shares) - head.expected_rate) < 4 * error
     assert rate - 1 / (known + 1) < head.expected_rate <= rate + 1e-12
@@ -149,13 +155,21 @@ def test_refuses_what_teaches_nothing(
             {"label": "kind", "normal": "ok", "features": ["kind"]},
             pb.TrainingSpec(),
         ),
-        ("dense", {}, pb.TrainingSpec(dense={})),
-        ("autoencoder.code_units", {}, pb.TrainingSpec(autoencoder={"code_units": 1025})),
-        ("autoencoder.hidden_units[0]", {}, pb.TrainingSpec(autoencoder={"hidden_units": [0]})),
+        ("dense", {}, pb.TrainingSpec(dense=pb.DenseFamily())),
+        (
+            "autoencoder.code_units",
+            {},
+            pb.TrainingSpec(autoencoder=pb.AutoencoderFamily(code_units=1025)),
+        ),
+        (
+            "autoencoder.hidden_units[0]",
+            {},
+            pb.TrainingSpec(autoencoder=pb.AutoencoderFamily(hidden_units=[0])),
+        ),
         (
             "training.class_weights",
             {},
-            pb.TrainingSpec(training={"class_weights": pb.CLASS_WEIGHTS_BALANCED}),
+            pb.TrainingSpec(training=pb.Training(class_weights=pb.CLASS_WEIGHTS_BALANCED)),
         ),
     ],
 )
@@ -182,7 +196,7 @@ def test_survives_its_own_rendering() -> None:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Which images of digits are not of a zero."""
+    """Which images of digits are not of an eight."""
     directory = tmp_path_factory.mktemp("digits")
     data = load_digits()
     with (directory / "digits.csv").open("w", newline="") as file:

@@ -15,10 +15,12 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer import sources
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
 from servery_trainer.fitting import most_features
+from servery_trainer.interactions import InteractionReader, Interactions
 from servery_trainer.label_sets import LabelColumnsReader, LabelListReader
 from servery_trainer.networks import Dense
 from servery_trainer.normality import Normality, NormalityReader
 from servery_trainer.quantities import QuantityReader
+from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.rows import Rows, are_missing, read_images, read_sequences, read_table
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import ROOT, Spec
@@ -90,7 +92,7 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         DatasetInvalidError: The data cannot be used as asked.
         FieldInvalidError: The network would be too large for rows of this shape.
     """
-    aside = _aside(spec)
+    aside, uncounted = _aside(spec), 0
     match spec.task:
         case TabularTask() as task:
             rows = read_table(
@@ -107,13 +109,19 @@ def load_examples(spec: Spec, path: Path) -> Examples:
         case ImageTask() as task:
             rows = read_images(task, path)
             total = len(rows.numbers_B)
+        case RecommendationTask() as task:
+            reader = InteractionReader(task)
+            rows = read_table((task.user,), reader, {task.user: dataset_pb2.COLUMN_TYPE_TEXT}, path)
+            total = len(rows.numbers_B)
+            rows = rows.keep(reader.counted_B(total))
+            uncounted = total - len(rows.numbers_B)
         case SequenceTask() as task:
             rows = read_sequences(task, path)
             total = len(rows.numbers_B)
         case ForecastTask() as task:
             rows = read_windows(task, path)
             total = len(rows.numbers_B)
-    dropped_missing = total - len(rows.numbers_B)
+    dropped_missing = total - len(rows.numbers_B) - uncounted
     repeats_B = _repeats(rows, task.duplicates)
     repeated = int(repeats_B.sum())
     kept = task.duplicates == training_pb2.DUPLICATE_POLICY_KEEP
@@ -123,6 +131,9 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     if isinstance(task, TextTask):  # the most it may become: the words are yet to be learned
         width = task.vocabulary_size if isinstance(spec.family, Dense) else task.max_tokens
         check_size(spec.family, (width,), rows.target.width, task.vocabulary_size + FIRST_WORD)
+    elif isinstance(rows.target, Interactions):
+        _check_k(rows.target)
+        check_size(spec.family, (1,), rows.target.width, rows.target.user_count + 1)
     else:
         check_size(spec.family, _feature_shape(rows), rows.target.width)
     return Examples(
@@ -145,6 +156,9 @@ def _divide(spec: Spec, rows: Rows) -> Split:
         normal = rows.keep(~rows.target.anomalous_B)
         _require_variety(normal)
         return rows.target.place(_divide_alike(spec, normal))
+    if isinstance(rows.target, Interactions):
+        seed = spec.split.seed
+        return rows.target.divide(spec.training.seed if seed is None else seed)
     if rows.spans is not None:
         return spec.split.divide_spans(rows.spans)
     return _divide_alike(spec, rows)
@@ -172,6 +186,12 @@ def _require_variety(rows: Rows) -> None:
             " do",
             column=next(iter(rows.inputs)),
         )
+
+
+def _check_k(target: Interactions) -> None:
+    if target.task.k > target.width:
+        rule = f"be at most {target.width}, the number of items"
+        raise FieldInvalidError(f"{ROOT}.{target.task.name}.k", target.task.k, rule)
 
 
 def _features(spec: Spec, task: TabularTask, path: Path) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from servery_trainer.networks import (
     Family,
     Recurrent,
     Transformer,
+    TwoTower,
 )
 
 PARITY_TOLERANCES: Final[dict[type[Family], float]] = {
@@ -22,6 +23,7 @@ PARITY_TOLERANCES: Final[dict[type[Family], float]] = {
     Recurrent: 1e-4,
     Transformer: 1e-4,
     Autoencoder: 1e-4,
+    TwoTower: 1e-4,
 }
 """Largest relative error of the converted network; what we saw is below 1e-6."""
 
@@ -37,7 +39,8 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int 
         vocabulary: Different numbers of a token, of which 0 is padding; 0 if there are no tokens.
 
     Returns:
-        A model from float32 features [batch, *shape] to logits [batch, classes].
+        A model from float32 features [batch, *shape] to logits [batch, classes]; with two towers to
+        the vectors of users, over the temperature, and those of all classes [classes, dimension].
     """
     inputs = keras.Input(shape, dtype="float32", name="features")
     match family:
@@ -53,6 +56,8 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int 
             hidden = _transformer(family, inputs, vocabulary)
         case Autoencoder():
             hidden, classes = _autoencoder(family, inputs), shape[0]
+        case TwoTower():
+            return keras.Model(inputs, _two_towers(family, inputs, classes, vocabulary))
     return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(hidden))
 
 
@@ -126,6 +131,30 @@ def _autoencoder(family: Autoencoder, inputs: keras.KerasTensor) -> keras.KerasT
         is_code = place == len(family.hidden_units)
         hidden = keras.layers.Dense(units, activation=None if is_code else "relu")(hidden)
     return hidden
+
+
+def _two_towers(
+    family: TwoTower, inputs: keras.KerasTensor, items: int, users: int
+) -> list[keras.KerasTensor]:
+    vectors = keras.layers.Embedding(users, family.dimension)(inputs[:, 0])
+    vectors = keras.layers.UnitNormalization()(vectors) / family.temperature
+    known = keras.ops.cast(keras.ops.not_equal(inputs, 0), "float32")
+    vectors = vectors * known  # who is unknown fits nothing better than anything else
+    return [vectors, _Table(items, family.dimension)(vectors)]
+
+
+class _Table(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Learned vectors of length 1, whatever it is called with."""
+
+    def __init__(self, rows: int, dimension: int) -> None:
+        super().__init__()
+        self._vectors = self.add_weight(shape=(rows, dimension), initializer="random_normal")
+
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.ops.normalize(self._vectors, axis=1)
+
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self._vectors.shape)
 
 
 def _mean(steps: keras.KerasTensor, there: keras.KerasTensor | None) -> keras.KerasTensor:

@@ -12,12 +12,14 @@ from servery_trainer.clipping import Clip
 from servery_trainer.encoders import MAX_CATEGORIES, CategoryEncoder, DateEncoder
 from servery_trainer.imputation import Imputation
 from servery_trainer.networks import Dense, Family
+from servery_trainer.numbering import Numbering
 from servery_trainer.preprocessing import (
     ArrayPreprocessing,
     JoinedPreprocessing,
     Preprocessing,
     TablePreprocessing,
 )
+from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.spec import Spec
 from servery_trainer.tasks import ImageTask, TabularTask, TextTask
 from servery_trainer.texts import BagPreprocessing, Tokenizer, TokenPreprocessing
@@ -44,6 +46,8 @@ def fit_preprocessing(
         return fit_columns(types, train, imputation, spec.task.clip)
     if isinstance(spec.task, TextTask):
         return fit_text(spec.task, spec.family, train)
+    if isinstance(spec.task, RecommendationTask):
+        return Numbering.fit(spec.task.user, train[spec.task.user][:, 0])
     ((name, values),) = train.items()
     return ArrayPreprocessing.fit(name, values, by_channel=not isinstance(spec.task, ImageTask))
 
@@ -64,7 +68,9 @@ def fit_text(
 
 
 def vocabulary_size(preprocessing: Preprocessing) -> int:
-    """Return how many different numbers there are if the features number words, else 0."""
+    """Return how many different numbers there are if the features number texts, else 0."""
+    if isinstance(preprocessing, Numbering):
+        return preprocessing.size
     if isinstance(preprocessing, TokenPreprocessing):
         return preprocessing.tokenizer.size
     return 0

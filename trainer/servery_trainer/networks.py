@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Self
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.fields import count, known
+from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.tasks import (
     ForecastTask,
     Goal,
@@ -227,7 +228,37 @@ class Autoencoder:
         return (*self.hidden_units, code, *reversed(self.hidden_units))
 
 
-Family = Dense | Convolutional | Embedding | Recurrent | Transformer | Autoencoder
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwoTower:
+    """A vector of length 1 for each user and each item; how well they fit is their product."""
+
+    dimension: int
+    temperature: float
+    """Divides the products."""
+
+    name: ClassVar = "two_tower"
+
+    @classmethod
+    def parse(cls, family: pb.TwoTowerFamily, path: str) -> Self:
+        """Parse the message at `path`.
+
+        Raises:
+            FieldInvalidError: A field is out of its range.
+        """
+        temperature = family.temperature if family.HasField("temperature") else 0.1
+        if not 0 < temperature <= 1:
+            raise FieldInvalidError(f"{path}.temperature", temperature, "be over 0 and at most 1")
+        return cls(
+            dimension=count(family.dimension, 32, 1024, f"{path}.dimension"),
+            temperature=temperature,
+        )
+
+    def to_proto(self) -> pb.TwoTowerFamily:
+        """Render it; `parse` gives an equal value back."""
+        return pb.TwoTowerFamily(dimension=self.dimension, temperature=self.temperature)
+
+
+Family = Dense | Convolutional | Embedding | Recurrent | Transformer | Autoencoder | TwoTower
 
 _FAMILIES: Final[tuple[type[Family], ...]] = (
     Dense,
@@ -236,11 +267,13 @@ _FAMILIES: Final[tuple[type[Family], ...]] = (
     Recurrent,
     Transformer,
     Autoencoder,
+    TwoTower,
 )
 _FITTING: Final[dict[type[Task], tuple[type[Family], ...]]] = {
     TabularTask: (Dense,),
     ImageTask: (Convolutional, Dense),
     TextTask: (Dense, Embedding, Recurrent, Transformer),
+    RecommendationTask: (TwoTower,),
     SequenceTask: (Recurrent, Convolutional, Transformer, Dense),
     ForecastTask: (Recurrent, Convolutional, Transformer, Dense),
 }

@@ -3,7 +3,7 @@
 Shape suffixes: B rows, K classes.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -17,19 +17,19 @@ class Objective(Protocol):
     figure: str
     """What `figures` are called: `accuracy`."""
 
-    def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    def losses(self, features: tf.Tensor, outputs: Any, values: tf.Tensor) -> tf.Tensor:
         """Return the loss of each row [B]; their mean is minimised.
 
         Args:
             features: What the network was given.
-            outputs: What it said.
+            outputs: What it said: a tensor, or a list if it has several outputs.
             values: `Target.values` of the rows.
         """
 
-    def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    def figures(self, features: tf.Tensor, outputs: Any, values: tf.Tensor) -> tf.Tensor:
         """Return a figure for each row [B], float32, whose mean people follow; see `losses`."""
 
-    def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
+    def answers(self, features: keras.KerasTensor, outputs: Any) -> keras.KerasTensor:
         """Turn what the network says into the answers that its head decodes."""
 
 
@@ -151,3 +151,48 @@ class LabelCrossEntropy:
     def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
         """See `Objective`: probabilities."""
         return keras.layers.Activation("sigmoid")(outputs)
+
+
+class BatchSoftmax:
+    """Of the item that a user took among those that others of the batch took; see `Objective`.
+
+    The items of a batch are a sample in which those taken often are found more often. Yi et al.
+    (2019) take the logarithm of that from the scores for training. Here scores are products of
+    vectors plus the logarithm of the share of an item: that cancels, so that vectors learn only how
+    users differ from the average one.
+
+    Args:
+        log_shares: Of each item in what is taken: natural logarithms.
+    """
+
+    figure = "batch_accuracy"
+
+    def __init__(self, log_shares: FloatArray) -> None:
+        self._log_shares = log_shares
+
+    def losses(self, features: tf.Tensor, outputs: Any, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`."""
+        products = self._products(outputs, values)
+        own = tf.range(tf.shape(products)[0])
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=own, logits=products)
+
+    def figures(self, features: tf.Tensor, outputs: Any, values: tf.Tensor) -> tf.Tensor:
+        """See `Objective`: 1 if no item of another row fits better, else 0."""
+        products = self._products(outputs, values)
+        best = tf.reduce_max(products, axis=1)
+        return tf.cast(tf.equal(tf.linalg.diag_part(products), best), tf.float32)
+
+    def answers(self, features: keras.KerasTensor, outputs: Any) -> keras.KerasTensor:
+        """See `Objective`: the number of the user, then the score of each item."""
+        users, items = outputs
+        products = keras.ops.matmul(users, keras.ops.transpose(items))
+        return keras.ops.concatenate([features, products + self._log_shares], axis=1)
+
+    def _products(self, outputs: Any, values: tf.Tensor) -> tf.Tensor:
+        """Return how well each user of a batch fits the item of each row [B, B], theirs once."""
+        users, items = outputs
+        taken = values[:, 1]
+        products = tf.matmul(users, tf.gather(items, taken), transpose_b=True)
+        same = tf.equal(taken[:, None], taken[None, :])
+        others = tf.linalg.set_diag(same, tf.zeros_like(taken, tf.bool))
+        return tf.where(others, -1e9, products)

@@ -244,6 +244,29 @@ def forecast(
     return _png(figure)
 
 
+def recall(hits_BK: NDArray[np.bool_], popular_BK: NDArray[np.bool_]) -> bytes:
+    """Draw how often the item that was taken is among the first of an answer.
+
+    Args:
+        hits_BK: Where in the answers of the published graph it is.
+        popular_BK: The same of recommending what is taken most often.
+    """
+    figure = Figure((_SIZE_INCHES * 1.1, _SIZE_INCHES * 0.8), layout="constrained")
+    axes = figure.subplots()
+    ranks = np.arange(1, hits_BK.shape[1] + 1)
+    for hits, label, colour in (
+        (hits_BK, "the published graph", _FIRST),
+        (popular_BK, "what is taken most often", _QUIET),
+    ):
+        shares = hits.mean(axis=0).cumsum()
+        axes.plot(ranks, shares, label=f"{label} ({shares[-1]:.4f})", color=colour, marker="o")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _name(axes, f"Recall of {len(hits_BK)} test users", "items recommended", "share of users")
+    axes.legend()
+    return _png(figure)
+
+
 def _name(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)

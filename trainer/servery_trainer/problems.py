@@ -12,10 +12,12 @@ from servery_trainer.classification import Classification
 from servery_trainer.forecast import Forecast
 from servery_trainer.heads import Head
 from servery_trainer.hyperparameters import Training
+from servery_trainer.interactions import Interactions
 from servery_trainer.label_sets import LabelSets
 from servery_trainer.multi_label import MultiLabel
 from servery_trainer.normality import Normality
 from servery_trainer.objectives import (
+    BatchSoftmax,
     CrossEntropy,
     ForecastError,
     LabelCrossEntropy,
@@ -24,6 +26,7 @@ from servery_trainer.objectives import (
     SquaredError,
 )
 from servery_trainer.quantities import Quantities
+from servery_trainer.recommendations import Recommendations
 from servery_trainer.regression import Regression
 from servery_trainer.schedules import class_weights
 from servery_trainer.targets import Classes, Target
@@ -57,5 +60,8 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
             return MultiLabel(labels), LabelCrossEntropy(*np.stack(by_label, axis=1))
         case Normality(labelled=labelled, false_alarm_rate=rate):
             return Anomalies(rate, labelled), Reconstruction()
+        case Interactions(items=items, values=values, task=task):
+            head = Recommendations.of(values[train], items, task.k, repeat_items=task.repeat_items)
+            return head, BatchSoftmax(head.log_shares)
         case _:
             raise TypeError(f"nothing learns {type(target).__name__}")

@@ -75,24 +75,37 @@ class QuantityReader:
 
     def add(self, first_row: int, cells: Sequence[Any]) -> None:
         """See `TargetReader`."""
-        (column,) = self.columns
-        numbers, wrong = tables.parse_float32(cells[0])
-        if wrong is not None:
-            row, value = first_row + wrong, shown(cells[0][wrong].as_py())
-            raise DatasetInvalidError(
-                Problem.NOT_A_NUMBER,
-                f"row {row}, column {column!r} holds {value!r}, which is not a finite number of 32"
-                " bits; correct it or remove the row",
-                row=row,
-                column=column,
-            )
-        missing_B = np.isnan(numbers)
-        if missing_B.any():
-            row = first_row + int(missing_B.argmax())
-            raise missing_value(row, column, "give it a number or remove the row")
-        self._parts.append(numbers)
+        self._parts.append(parse_quantities(first_row, self.columns[0], cells[0]))
 
     def target(self, rows: int) -> Quantities:
         """See `TargetReader`."""
         values = np.concatenate(self._parts)[:, None]
         return Quantities(values=values, column=self.columns[0])
+
+
+def parse_quantities(first_row: int, column: str, cells: Any) -> NDArray[np.float32]:
+    """Return the numbers of a column of a block.
+
+    Args:
+        first_row: Number of its first row.
+        column: Its name.
+        cells: A `pyarrow.StringArray`; missing cells are null.
+
+    Raises:
+        DatasetInvalidError: A cell is empty or no finite number.
+    """
+    numbers, wrong = tables.parse_float32(cells)
+    if wrong is not None:
+        row, value = first_row + wrong, shown(cells[wrong].as_py())
+        raise DatasetInvalidError(
+            Problem.NOT_A_NUMBER,
+            f"row {row}, column {column!r} holds {value!r}, which is not a finite number of 32"
+            " bits; correct it or remove the row",
+            row=row,
+            column=column,
+        )
+    missing_B = np.isnan(numbers)
+    if missing_B.any():
+        row = first_row + int(missing_B.argmax())
+        raise missing_value(row, column, "give it a number or remove the row")
+    return numbers

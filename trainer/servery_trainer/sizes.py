@@ -13,6 +13,7 @@ from servery_trainer.networks import (
     Family,
     Recurrent,
     Transformer,
+    TwoTower,
 )
 from servery_trainer.spec import ROOT
 
@@ -54,6 +55,8 @@ def parameter_count(
         case Autoencoder():
             layers = family.layers(shape[0])
             count, width, classes = 0, shape[0], shape[0]
+        case TwoTower(dimension=dimension):
+            return (vocabulary + classes) * dimension
     for size in (*layers, classes):
         count, width = count + (width + 1) * size, size
     return count
@@ -66,6 +69,7 @@ _LEVERS: Final = {
     Recurrent: "units",
     Transformer: "dimension",
     Autoencoder: "hidden_units",
+    TwoTower: "dimension",
 }
 """The field to make a network smaller by."""
 

@@ -1,7 +1,7 @@
 """What a training job is to do, parsed: every value in its range, every default filled in."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from servery.trainer.v1 import training_pb2
@@ -9,6 +9,7 @@ from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
 from servery_trainer.hyperparameters import Optimization, Training
 from servery_trainer.networks import Family, parse_family
+from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.split import SplitPolicy
 from servery_trainer.tasks import (
     ForecastTask,
@@ -70,6 +71,9 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     if balanced and not has_classes(task):
         rule = f"be EQUAL: {task.name} knows no classes"
         raise FieldInvalidError(f"{ROOT}.training.class_weights", "BALANCED", rule)
+    if isinstance(task, RecommendationTask) and replace(split, seed=None) != SplitPolicy():
+        rule = "say nothing but the seed: of each user the last two interactions are held out"
+        raise FieldInvalidError(f"{ROOT}.split", split.column, rule)
     return Spec(
         dataset=dataset,
         task=task,

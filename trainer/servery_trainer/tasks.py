@@ -14,6 +14,7 @@ from servery_trainer.clipping import Clip, parse_clips
 from servery_trainer.columns import is_date
 from servery_trainer.fields import count, known
 from servery_trainer.images import NATIVE, Sizing
+from servery_trainer.recommendation_task import RecommendationTask
 
 MISSING_CATEGORY = "missing"
 """What a missing text becomes by default, where it is to be a category of its own."""
@@ -375,7 +376,7 @@ class TextTask:
         )
 
 
-Task = TabularTask | ImageTask | TextTask | SequenceTask | ForecastTask
+Task = TabularTask | ImageTask | TextTask | SequenceTask | ForecastTask | RecommendationTask
 
 _TABULAR: Final[dict[Goal, tuple[str, Any]]] = {
     Goal.CLASS: ("tabular_classification", pb.TabularClassification),
@@ -406,6 +407,8 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
             return SequenceTask.parse(message, path)
         case pb.Forecasting():
             return ForecastTask.parse(message, path)
+        case pb.Recommendation():
+            return RecommendationTask.parse(message, path)
     for goal, (name, _) in _TABULAR.items():
         if chosen == name:
             return TabularTask.parse(goal, message, path)
@@ -419,7 +422,7 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
 def has_classes(task: Task) -> bool:
     """Tell whether rows are of classes, or have labels, and do not teach numbers."""
     match task:
-        case ForecastTask():
+        case ForecastTask() | RecommendationTask():
             return False
         case TabularTask() | TextTask():
             return task.aim.goal not in (Goal.NUMBER, Goal.ANOMALY)

@@ -507,12 +507,14 @@ class TrainingSpec(_message.Message):
     ANOMALY_DETECTION_FIELD_NUMBER: _builtins.int
     SEQUENCE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     FORECASTING_FIELD_NUMBER: _builtins.int
+    RECOMMENDATION_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     RECURRENT_FIELD_NUMBER: _builtins.int
     TRANSFORMER_FIELD_NUMBER: _builtins.int
     AUTOENCODER_FIELD_NUMBER: _builtins.int
+    TWO_TOWER_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
@@ -560,6 +562,10 @@ class TrainingSpec(_message.Message):
         """What comes next in a time series, from a dataset in CSV, Parquet or JSON Lines."""
 
     @_builtins.property
+    def recommendation(self) -> Global___Recommendation:
+        """Who took what, from a dataset as above."""
+
+    @_builtins.property
     def dense(self) -> Global___DenseFamily:
         """A dense network; fits every task. Of a text it sees which words are in it."""
 
@@ -584,6 +590,10 @@ class TrainingSpec(_message.Message):
     @_builtins.property
     def autoencoder(self) -> Global___AutoencoderFamily:
         """An autoencoder; fits anomaly detection, and nothing else does."""
+
+    @_builtins.property
+    def two_tower(self) -> Global___TwoTowerFamily:
+        """Two towers; fits recommendation, and nothing else does."""
 
     @_builtins.property
     def split(self) -> Global___Split:
@@ -615,24 +625,26 @@ class TrainingSpec(_message.Message):
         anomaly_detection: Global___AnomalyDetection | None = ...,
         sequence_classification: Global___SequenceClassification | None = ...,
         forecasting: Global___Forecasting | None = ...,
+        recommendation: Global___Recommendation | None = ...,
         dense: Global___DenseFamily | None = ...,
         convolutional: Global___ConvolutionalFamily | None = ...,
         embedding: Global___EmbeddingFamily | None = ...,
         recurrent: Global___RecurrentFamily | None = ...,
         transformer: Global___TransformerFamily | None = ...,
         autoencoder: Global___AutoencoderFamily | None = ...,
+        two_tower: Global___TwoTowerFamily | None = ...,
         split: Global___Split | None = ...,
         training: Global___Training | None = ...,
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder"]  # noqa: Y015
+    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection", "sequence_classification", "forecasting"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection", "sequence_classification", "forecasting", "recommendation"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
@@ -1206,6 +1218,69 @@ class AnomalyDetection(_message.Message):
 Global___AnomalyDetection: _TypeAlias = AnomalyDetection  # noqa: Y015
 
 @_typing.final
+class Recommendation(_message.Message):
+    """Learn from who took what which items to recommend to whom. Rows are interactions.
+
+    The served model takes `user`, BYTES [batch, 1], under the name of its column, and answers with
+    `items`, BYTES [batch, k], the best first, and `scores`, FP32 [batch, k]: up to a constant of the
+    user, the logarithm of the chance that an item is the next one. If fewer than k items are left,
+    empty ones with a score of 0 follow. Unknown users get the items most often taken, with the
+    logarithm of their share.
+
+    Of each user with three interactions or more, the last is in the test part and the one before in
+    the validation part; without a `time` they are drawn at random. All others are trained on. Of
+    `split` only the seed applies.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    RATING_FIELD_NUMBER: _builtins.int
+    MIN_RATING_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    REPEAT_ITEMS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """Required. The column that holds the user."""
+    item: _builtins.str
+    """Required. The column that holds the item."""
+    rating: _builtins.str
+    """The column that holds a rating, a number. Empty: every row is an interaction."""
+    min_rating: _builtins.float
+    """With a `rating` required: rows with a lower one are no interactions and left out."""
+    time: _builtins.str
+    """The column that holds when it was, numbers only or dates only. Empty: there is none."""
+    k: _builtins.int
+    """Items in an answer, 1 to 1000. 0: 10."""
+    repeat_items: _builtins.bool
+    """Recommend what a user took already in the training part, too."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """What to do with rows that repeat a user and an item. KEEP needs `repeat_items`."""
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        item: _builtins.str = ...,
+        rating: _builtins.str = ...,
+        min_rating: _builtins.float | None = ...,
+        time: _builtins.str = ...,
+        k: _builtins.int = ...,
+        repeat_items: _builtins.bool = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_rating", b"_min_rating", "min_rating", b"min_rating"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_rating", b"_min_rating", "duplicates", b"duplicates", "item", b"item", "k", b"k", "min_rating", b"min_rating", "rating", b"rating", "repeat_items", b"repeat_items", "time", b"time", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_rating: _TypeAlias = _typing.Literal["min_rating"]  # noqa: Y015
+    _WhichOneofArgType__min_rating: _TypeAlias = _typing.Literal["_min_rating", b"_min_rating"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_rating) -> _WhichOneofReturnType__min_rating | None: ...
+
+Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
+
+@_typing.final
 class Clip(_message.Message):
     """Between which values a column is held."""
 
@@ -1691,6 +1766,37 @@ class TransformerFamily(_message.Message):
 Global___TransformerFamily: _TypeAlias = TransformerFamily  # noqa: Y015
 
 @_typing.final
+class TwoTowerFamily(_message.Message):
+    """A tower for users and one for items: each one learned vector per user or item, of length 1, and
+    how well they fit is their product. Learned as which item of a batch belongs to which user, with
+    the bias towards items taken often corrected (Yi et al., 2019).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    dimension: _builtins.int
+    """Size of a vector, 1 to 1024. 0: 32."""
+    temperature: _builtins.float
+    """Divides the products, over 0, to 1: the lower, the further apart the scores. Unset: 0.1."""
+    def __init__(
+        self,
+        *,
+        dimension: _builtins.int = ...,
+        temperature: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dimension", b"dimension", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___TwoTowerFamily: _TypeAlias = TwoTowerFamily  # noqa: Y015
+
+@_typing.final
 class AutoencoderFamily(_message.Message):
     """An autoencoder: hidden layers with ReLU down to a code, and the same back up to the features, which
     it learns to repeat from rows with some features dropped (Vincent et al., 2008).
@@ -1785,7 +1891,8 @@ Global___Split: _TypeAlias = Split  # noqa: Y015
 class Training(_message.Message):
     """How the network is fitted: on the cross-entropy for classes and labels, on the squared error of
     the standardised number for numbers, on the squared error of the standardised features for anomaly
-    detection. The best weights seen are those that are kept.
+    detection, on the cross-entropy of the item among those of the batch for recommendation. The best
+    weights seen are those that are kept.
 
     Training goes on where it was after a restart, with the same outcome to the bit on one machine.
     """
@@ -1992,7 +2099,7 @@ class Progress(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures of the last step or epoch: `loss` and `val_loss`, and by task `accuracy`, `mae` or
         `subset_accuracy`, also with `val_`; for anomaly detection, `mae` is that of standardised
-        features.
+        features; for recommendation, `batch_accuracy` is of the item among those of the batch.
         """
 
     def __init__(
@@ -2135,8 +2242,8 @@ class TrainingResult(_message.Message):
     order of the network. The same spec on the same machine gives the same.
     """
     score: _builtins.str
-    """The one of `metrics` that graphs and inputs are compared by: `accuracy`, `r2`, `sample_f1` or
-    `balanced_accuracy`.
+    """The one of `metrics` that graphs and inputs are compared by: `accuracy`, `r2`, `sample_f1`,
+    `balanced_accuracy` or `ndcg`.
     """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -2149,7 +2256,10 @@ class TrainingResult(_message.Message):
         labels of all rows at once). Of anomalies: the `threshold`, the `expected_false_alarm_rate` that
         follows from how many rows it was calibrated on, `false_alarm_rate` (share of normal rows called
         anomalies), `balanced_accuracy` and, if there are both kinds of rows, `roc_auc`, `pr_auc`,
-        `precision`, `recall` and `f1` of finding anomalies.
+        `precision`, `recall` and `f1` of finding anomalies. Of recommendations, in answers of k items:
+        `recall` (share of users whose held-out item is among them, the hit rate), `ndcg` (Järvelin and
+        Kekäläinen, 2002), `popularity_recall` and `popularity_ndcg` of recommending what is taken most
+        often, `coverage` (share of items ever recommended).
         """
 
     @_builtins.property
