@@ -3,17 +3,26 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from prometheus_client import REGISTRY
 
 from servery.inference.v1 import grpc_service_pb2 as pb
+from servery_inference import express
 from servery_inference.access import MODEL_HEADER
+from servery_inference.forms import Reply
+from servery_inference.in_flight import InFlight
 from servery_inference.metering import USAGE_HEADER
 from servery_inference.rpcs import SERVICE
+from servery_inference.servable import Servable
 from tests.inference import graphs
+from tests.inference.batchers import plus_servable
 from tests.inference.calling import answers, claims, failure, infer_request, stub
 from tests.inference.conftest import serve_directory
 
@@ -107,6 +116,49 @@ async def test_a_new_version_answers_what_the_old_one_did(tmp_path: Path) -> Non
         assert error.code is grpc.StatusCode.NOT_FOUND
 
 
+class OneModel:
+    """A repository of one version that never changes."""
+
+    def __init__(self, servable: Servable) -> None:
+        self._servable = servable
+
+    def find(self, model: str, version: str) -> Servable:
+        return self._servable
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        pass
+
+
+async def test_runs_for_many_leave_the_event_loop_to_others_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(express, "SHORT_S", 0.0)
+    message = infer_request("m", {"x": X}).SerializeToString()
+    turns: list[str] = []
+    done = asyncio.Event()
+
+    def deliver(reply: Reply | None) -> None:
+        turns.append("answer" if reply else "refusal")
+        if turns.count("answer") == 39:  # All but the first, which is answered at once.
+            done.set()
+
+    def others() -> None:
+        turns.append("others")
+        if not done.is_set():
+            asyncio.get_running_loop().call_soon(others)
+
+    with plus_servable(tmp_path) as servable:
+        repository: Any = OneModel(servable)
+        short = express.Express(repository, InFlight())
+        ways = [short.answer(message, (), None, deliver) for _ in range(40)]
+        asyncio.get_running_loop().call_soon(others)
+        await asyncio.wait_for(done.wait(), 20)
+    assert isinstance(ways[0], Reply)
+    assert set(ways[1:]) == {express.Way.LATER}
+    rows = [len(list(run)) for kind, run in itertools.groupby(turns) if kind == "answer"]
+    assert rows == [8, 8, 8, 8, 7]
+
+
 def counted(code: str) -> float:
     labels = {"method": f"/{SERVICE}/ModelInfer", "code": code}
     return REGISTRY.get_sample_value("servery_grpc_requests_total", labels) or 0.0
@@ -117,4 +169,6 @@ async def test_calls_are_counted_however_they_are_answered(channel: grpc.aio.Cha
     good = infer_request("dense", {"x": np.ones((1, 784), "<f4")})
     await asyncio.gather(*[stub(channel).ModelInfer(good) for _ in range(20)])
     await failure(stub(channel).ModelInfer(infer_request("dense", {"x": X})))
-    assert (counted("OK") - before[0], counted("INVALID_ARGUMENT") - before[1]) == (20, 1)
+    async with asyncio.timeout(10):  # A status is sent before its call is counted.
+        while (counted("OK") - before[0], counted("INVALID_ARGUMENT") - before[1]) != (20, 1):
+            await stub(channel).ServerLive(pb.ServerLiveRequest())

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servery.inference.v1 import grpc_service_pb2 as pb
-from servery.inference.v1 import model_config_pb2 as config_pb
 from servery_inference.batch import NotRowWiseError
 from servery_inference.codec import decode, encode
 from servery_inference.forms import Form, PlainRequest, cut
@@ -25,7 +24,7 @@ from servery_inference.servable import Servable
 from servery_inference.tensors import bind
 from servery_rpc.errors import ServeryError
 from tests.inference import graphs
-from tests.inference.batchers import ALL_IS_SHORT, making_batchers
+from tests.inference.batchers import plus_servable
 from tests.inference.calling import infer_request
 from tests.mutations import mutations
 
@@ -110,16 +109,8 @@ def test_bytes_that_are_no_request_are_not_read_as_one(message: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def servable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servable]:
-    """Version 3 of `m`, which adds 1 to `x` FP32 [batch, 2]."""
-    config = config_pb.ModelConfig(
-        name="m",
-        max_batch_size=8,
-        input=[config_pb.ModelInput(name="x", data_type=config_pb.TYPE_FP32, dims=[2])],
-        output=[config_pb.ModelOutput(name="y", data_type=config_pb.TYPE_FP32, dims=[2])],
-    )
-    with making_batchers(tmp_path_factory.mktemp("m")) as make:
-        batcher, _ = make(graphs.plus(1), ALL_IS_SHORT)
-        yield Servable("m", 3, config, {}, lambda _: batcher)
+    with plus_servable(tmp_path_factory.mktemp("m")) as servable:
+        yield servable
 
 
 def plus_request(request_id: str = "", rows: int = 1) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from servery_inference.access import MODEL_HEADER, TIMING_HEADER, may
 from servery_inference.batch import NotRowWiseError
 from servery_inference.codec import decode
+from servery_inference.costs import SHORT_S
 from servery_inference.forms import Form, PlainRequest, Reply, cut
 from servery_inference.in_flight import LIMITS_HEADER, InFlight
 from servery_inference.metering import USAGE_HEADER, usage_text
@@ -43,7 +44,7 @@ class Way(Enum):
     """Nothing was done."""
 
     LATER = auto()
-    """Its answer is delivered in this turn of the event loop."""
+    """Its answer is delivered at the end of this turn of the event loop, or of one soon after."""
 
 
 class Express:
@@ -62,6 +63,7 @@ class Express:
         self._in_turn = 0
         self._until_probe = 0
         self._company = 0
+        self._is_behind = False
         repository.on_change(self._forms.clear)  # They would keep versions in memory.
 
     def answer(
@@ -80,8 +82,7 @@ class Express:
             deliver: Gets the answer if it comes later, or None for the general way.
         """
         arrival = time.perf_counter_ns()
-        parts = cut(message) if len(message) <= _MAX_BYTES else None
-        if parts is None:
+        if self._is_behind or len(message) > _MAX_BYTES or (parts := cut(message)) is None:
             return Way.GENERAL
         form_bytes, request_id, places = parts
         try:
@@ -118,29 +119,36 @@ class Express:
         self._until_probe -= 1
         if self._in_turn:
             self._in_turn += 1
+            self._company = _COMPANY_TURNS
         elif self._company or self._until_probe < 0:
             self._until_probe = _PROBED
             self._in_turn = 1
             asyncio.get_running_loop().call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
-        """Run what waited for company; remember whether there was any."""
-        if self._in_turn > 1:
-            self._company = _COMPANY_TURNS
-        elif self._company:
+        """Run what waited for company; forget the company if there was none for long."""
+        if self._in_turn == 1 and self._company:
             self._company -= 1
         self._in_turn = 0
         turn, self._turn = self._turn, {}
-        for form, requests in turn.items():
-            at = 0
-            while at < len(requests):
-                most = min(len(requests) - at, max(1, _MAX_BYTES // len(requests[at].message)))
-                count = form.servable.joinable(most, form.rows, form.size)
-                together = requests[at : at + count]
-                at += count
-                replies: Sequence[Reply | None] = _run(form, together) or [None] * count
-                for request, reply in zip(together, replies, strict=True):
-                    request.deliver(reply)
+        self._run_all(turn)
+
+    def _run_all(self, turn: dict[Form, list[PlainRequest]]) -> None:
+        until = time.perf_counter() + SHORT_S
+        while turn:
+            form, requests = next(iter(turn.items()))
+            most = min(len(requests), max(1, _MAX_BYTES // len(requests[0].message)))
+            count = form.servable.joinable(most, form.rows, form.size)
+            together, turn[form] = requests[:count], requests[count:]
+            if not turn[form]:
+                del turn[form]
+            replies: Sequence[Reply | None] = _run(form, together) or [None] * count
+            for request, reply in zip(together, replies, strict=True):
+                request.deliver(reply)
+            self._is_behind = bool(turn) and time.perf_counter() > until
+            if self._is_behind:  # Others get the event loop in between.
+                asyncio.get_running_loop().call_soon(self._run_all, turn)
+                return
 
     def _form(self, key: bytes, message: bytes) -> Form | None:
         known = self._forms.get(key)
