@@ -79,12 +79,11 @@ class Backend(grpc.GenericRpcHandler):
 
     def _handler(self, method: Method) -> Any:
         _, response = message_classes(method)
-        count = self.num_requests
 
         async def single(request: Any, context: Any) -> Any:
             self._record(method.path, context)
             if method.client_streaming:
-                count[method.path] = len([1 async for _ in request])
+                self.num_requests[method.path] = len([1 async for _ in request])
             return response()
 
         async def many(request: Any, context: Any) -> AsyncIterator[Any]:
