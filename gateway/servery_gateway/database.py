@@ -217,6 +217,8 @@ def open_postgresql(url: URL) -> Engine:
 
 def _unavailable(context: ExceptionContext) -> None:
     """Say that the database is away, or too busy, in the words of who asked for something else."""
+    if context.is_pre_ping:
+        return  # Only a connection of before is dead; the pool makes another.
     if isinstance(context.sqlalchemy_exception, OperationalError):
         log.error("the database does not answer: %s", context.original_exception)
         raise DependencyUnavailableError("database") from context.original_exception
