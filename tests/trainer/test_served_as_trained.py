@@ -11,10 +11,13 @@ from servery_trainer import parity
 from servery_trainer.fitting import fit_columns, fit_text, vocabulary_size
 from servery_trainer.heads import Calibrated
 from servery_trainer.imputation import Imputation
+from servery_trainer.interactions import Interactions
 from servery_trainer.label_sets import LabelSets
 from servery_trainer.normality import Normality
+from servery_trainer.numbering import Numbering
 from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
 from servery_trainer.quantities import Quantities
+from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes, Target
 from servery_trainer.tasks import Fill, TextTask
@@ -57,6 +60,12 @@ def target(goal: str) -> Target:
         case "what is normal":
             nothing = np.zeros(ROWS, np.int64)
             return Normality(values=nothing, column="", normal="", false_alarm_rate=0.2)
+        case "what to recommend":
+            task = parse_spec(spec_of("recommendation", user="ward", item="y", k=4)).task
+            assert isinstance(task, RecommendationTask)
+            pairs = np.stack([rng.integers(1, 4, ROWS), rng.integers(0, 6, ROWS)], axis=1)
+            items = ("a", "", "täglich", "d", "e", "x" * 9000)
+            return Interactions(values=pairs, items=items, times_B=None, task=task)
         case _:
             truths = (rng.random((ROWS, 3)) < 0.4).astype(np.uint8)
             return LabelSets(values=truths, labels=("a", "b", "c"), columns=("y",))
@@ -115,6 +124,15 @@ def test_tables_with_rows_of_every_kind(goal: str) -> None:
     inputs = {name: np.concatenate([odd[name], values]) for name, values in train.items()}
     spec = spec_of("anomaly_detection") if goal == "what is normal" else tabular()
     check(preprocessing, goal, parse_spec(spec).family, inputs)
+
+
+def test_users_of_every_kind() -> None:
+    train = table()["ward"]
+    preprocessing = Numbering.fit("ward", train[:, 0])
+    odd = np.array([[row[1]] for row in ODD_ROWS], np.object_)
+    spec = parse_spec(spec_of("recommendation", user="ward", item="y"))
+    for inputs in (odd[:3], np.concatenate([odd, train])):
+        check(preprocessing, "what to recommend", spec.family, {"ward": inputs})
 
 
 @pytest.mark.parametrize("goal", GOALS)

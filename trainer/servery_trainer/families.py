@@ -40,7 +40,7 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int 
 
     Returns:
         A model from float32 features [batch, *shape] to logits [batch, classes]; with two towers to
-        the vectors of users, over the temperature, and those of all classes [classes, dimension].
+        the vectors of users [batch, dimension] and those of all classes [classes, dimension].
     """
     inputs = keras.Input(shape, dtype="float32", name="features")
     match family:
@@ -137,21 +137,20 @@ def _two_towers(
     family: TwoTower, inputs: keras.KerasTensor, items: int, users: int
 ) -> list[keras.KerasTensor]:
     vectors = keras.layers.Embedding(users, family.dimension)(inputs[:, 0])
-    vectors = keras.layers.UnitNormalization()(vectors) / family.temperature
     known = keras.ops.cast(keras.ops.not_equal(inputs, 0), "float32")
     vectors = vectors * known  # who is unknown fits nothing better than anything else
     return [vectors, _Table(items, family.dimension)(vectors)]
 
 
 class _Table(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Learned vectors of length 1, whatever it is called with."""
+    """Learned vectors, whatever it is called with."""
 
     def __init__(self, rows: int, dimension: int) -> None:
         super().__init__()
         self._vectors = self.add_weight(shape=(rows, dimension), initializer="random_normal")
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        return keras.ops.normalize(self._vectors, axis=1)
+        return keras.ops.convert_to_tensor(self._vectors)
 
     def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self._vectors.shape)

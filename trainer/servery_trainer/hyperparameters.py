@@ -30,12 +30,13 @@ class Training:
     class_weights: pb.ClassWeights.ValueType = pb.CLASS_WEIGHTS_EQUAL
 
     @classmethod
-    def parse(cls, training: pb.Training, path: str) -> Self:
+    def parse(cls, training: pb.Training, path: str, batch_size: int = 32) -> Self:
         """Parse what a caller asks for.
 
         Args:
             training: What they said.
             path: Of this message, to name fields by.
+            batch_size: What it is if they do not say.
 
         Raises:
             FieldInvalidError: A value is out of its range, or does not belong to the optimizer.
@@ -56,7 +57,7 @@ class Training:
             raise FieldInvalidError(f"{path}.momentum", momentum, "be below 1")
         return cls(
             max_epochs=epochs,
-            batch_size=count(training.batch_size, 32, 65_536, f"{path}.batch_size"),
+            batch_size=count(training.batch_size, batch_size, 65_536, f"{path}.batch_size"),
             learning_rate=rate,
             early_stopping_patience=count(
                 training.early_stopping_patience, 6, 10_000, f"{path}.early_stopping_patience"

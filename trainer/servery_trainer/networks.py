@@ -230,11 +230,9 @@ class Autoencoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoTower:
-    """A vector of length 1 for each user and each item; how well they fit is their product."""
+    """A vector for each user and for each item; how well they fit is their product."""
 
     dimension: int
-    temperature: float
-    """Divides the products."""
 
     name: ClassVar = "two_tower"
 
@@ -245,17 +243,11 @@ class TwoTower:
         Raises:
             FieldInvalidError: A field is out of its range.
         """
-        temperature = family.temperature if family.HasField("temperature") else 0.1
-        if not 0 < temperature <= 1:
-            raise FieldInvalidError(f"{path}.temperature", temperature, "be over 0 and at most 1")
-        return cls(
-            dimension=count(family.dimension, 32, 1024, f"{path}.dimension"),
-            temperature=temperature,
-        )
+        return cls(dimension=count(family.dimension, 32, 1024, f"{path}.dimension"))
 
     def to_proto(self) -> pb.TwoTowerFamily:
         """Render it; `parse` gives an equal value back."""
-        return pb.TwoTowerFamily(dimension=self.dimension, temperature=self.temperature)
+        return pb.TwoTowerFamily(dimension=self.dimension)
 
 
 Family = Dense | Convolutional | Embedding | Recurrent | Transformer | Autoencoder | TwoTower

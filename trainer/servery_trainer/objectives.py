@@ -6,7 +6,9 @@ Shape suffixes: B rows, K classes.
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from servery_trainer.preprocessing import FloatArray
 
@@ -163,12 +165,15 @@ class BatchSoftmax:
 
     Args:
         log_shares: Of each item in what is taken: natural logarithms.
+        taken: Pairs [N, 2] of a user and an item that shall not count against the item of a row.
     """
 
     figure = "batch_accuracy"
 
-    def __init__(self, log_shares: FloatArray) -> None:
+    def __init__(self, log_shares: FloatArray, taken: NDArray[np.int64]) -> None:
         self._log_shares = log_shares
+        keys = taken @ np.array([len(log_shares), 1])
+        self._taken = np.concatenate([[-1], np.unique(keys)])  # never empty
 
     def losses(self, features: tf.Tensor, outputs: Any, values: tf.Tensor) -> tf.Tensor:
         """See `Objective`."""
@@ -189,10 +194,16 @@ class BatchSoftmax:
         return keras.ops.concatenate([features, products + self._log_shares], axis=1)
 
     def _products(self, outputs: Any, values: tf.Tensor) -> tf.Tensor:
-        """Return how well each user of a batch fits the item of each row [B, B], theirs once."""
+        """Return how well each user of a batch fits the item of each row [B, B].
+
+        Far from it for items of other rows that are the same, or taken by the user.
+        """
         users, items = outputs
-        taken = values[:, 1]
-        products = tf.matmul(users, tf.gather(items, taken), transpose_b=True)
-        same = tf.equal(taken[:, None], taken[None, :])
-        others = tf.linalg.set_diag(same, tf.zeros_like(taken, tf.bool))
+        numbers, codes = values[:, 0], values[:, 1]
+        products = tf.matmul(users, tf.gather(items, codes), transpose_b=True)
+        keys = numbers[:, None] * len(self._log_shares) + codes[None, :]
+        places = tf.searchsorted(self._taken, tf.reshape(keys, [-1]), side="right") - 1
+        taken = tf.equal(tf.reshape(tf.gather(self._taken, places), tf.shape(keys)), keys)
+        others = tf.logical_or(taken, tf.equal(codes[:, None], codes[None, :]))
+        others = tf.linalg.set_diag(others, tf.zeros_like(codes, tf.bool))
         return tf.where(others, -1e9, products)

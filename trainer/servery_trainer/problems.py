@@ -61,7 +61,8 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
         case Normality(labelled=labelled, false_alarm_rate=rate):
             return Anomalies(rate, labelled), Reconstruction()
         case Interactions(items=items, values=values, task=task):
-            head = Recommendations.of(values[train], items, task.k, repeat_items=task.repeat_items)
-            return head, BatchSoftmax(head.log_shares)
+            best = Recommendations.of(values[train], items, task.k, repeat_items=task.repeat_items)
+            taken = values[train][: 0 if task.repeat_items else None]
+            return best, BatchSoftmax(best.log_shares, taken)
         case _:
             raise TypeError(f"nothing learns {type(target).__name__}")

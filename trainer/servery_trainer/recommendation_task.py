@@ -30,6 +30,8 @@ class RecommendationTask:
     name: ClassVar = "recommendation"
     dataset_formats: ClassVar = sources.FORMATS
     slice_columns: ClassVar = ()
+    batch_size: ClassVar = 256
+    """By default: each row is told from all others of its batch."""
 
     @classmethod
     def parse(cls, task: pb.Recommendation, path: str) -> Self:

@@ -195,7 +195,9 @@ class Recommendations:
         """See `Head`."""
         popular = self._popular(values)
         hits = {"": self._hits(outputs, values), "popularity_": self._hits(popular, values)}
-        rows = {f"{by}recall": hit.any(axis=1) for by, hit in hits.items()}
+        rows: dict[str, NDArray[Any]] = {
+            f"{by}recall": np.any(hit, axis=1) for by, hit in hits.items()
+        }
         rows["ndcg"] = self.row_scores(outputs, values)
         rows["popularity_ndcg"] = self.row_scores(popular, values)
         found = bootstrap(rows, {name: _mean_of(name) for name in rows})

@@ -66,7 +66,11 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     if split.column and isinstance(task, ImageTask | SequenceTask | ForecastTask):
         rule = "be empty: images and sequences have no columns, time series their own times"
         raise FieldInvalidError(f"{ROOT}.split.column", split.column, rule)
-    training = Training.parse(spec.training, f"{ROOT}.training")
+    training = Training.parse(
+        spec.training,
+        f"{ROOT}.training",
+        *((task.batch_size,) if isinstance(task, RecommendationTask) else ()),
+    )
     balanced = training.class_weights == training_pb2.CLASS_WEIGHTS_BALANCED
     if balanced and not has_classes(task):
         rule = f"be EQUAL: {task.name} knows no classes"

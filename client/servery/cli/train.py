@@ -25,6 +25,7 @@ class Task(StrEnum):
     REGRESSION = "regression"
     MULTI_LABEL = "multi-label"
     ANOMALY = "anomaly"
+    RECOMMEND = "recommend"
     FORECAST = "forecast"
 
 
@@ -55,6 +56,7 @@ class Family(StrEnum):
     RECURRENT = "recurrent"
     TRANSFORMER = "transformer"
     AUTOENCODER = "autoencoder"
+    TWO_TOWER = "two_tower"
 
 
 def train(
@@ -86,12 +88,18 @@ def train(
         float | None,
         typer.Option(help="Of anomaly: share of normal rows that may be called one; 0.01."),
     ] = None,
-    time: Annotated[str, typer.Option(help="Of forecast: the column of the times.")] = "",
+    time: Annotated[str, typer.Option(help="Of forecast and recommend: column of the times.")] = "",
     series: Annotated[
         str, typer.Option(help="Of forecast: the column that tells several series apart.")
     ] = "",
     window: Annotated[int, typer.Option(help="Of forecast: steps to look back on; 0: 24.")] = 0,
     horizon: Annotated[int, typer.Option(help="Of forecast: steps to tell; 0: 1.")] = 0,
+    user: Annotated[str, typer.Option(help="Of recommend: column of the users.")] = "user",
+    item: Annotated[str, typer.Option(help="Of recommend: column of the items.")] = "item",
+    rating: Annotated[str, typer.Option(help="Of recommend: column of the ratings.")] = "",
+    min_rating: Annotated[
+        float | None, typer.Option(help="Of recommend: rows with a lower --rating do not count.")
+    ] = None,
     slices: Annotated[
         str | None, typer.Option("--slice-by", help="Columns to report the figures by, by commas.")
     ] = None,
@@ -173,6 +181,17 @@ def train(
                     series=series,
                     window=window,
                     horizon=horizon,
+                )
+            )
+        elif task is Task.RECOMMEND:
+            spec.recommendation.CopyFrom(
+                pb.Recommendation(
+                    user=user,
+                    item=item,
+                    rating=rating,
+                    min_rating=min_rating,
+                    time=time,
+                    duplicates=repeated,
                 )
             )
         elif dataset.format not in ARRAYS:

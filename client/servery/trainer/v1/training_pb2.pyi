@@ -1767,32 +1767,26 @@ Global___TransformerFamily: _TypeAlias = TransformerFamily  # noqa: Y015
 
 @_typing.final
 class TwoTowerFamily(_message.Message):
-    """A tower for users and one for items: each one learned vector per user or item, of length 1, and
-    how well they fit is their product. Learned as which item of a batch belongs to which user, with
-    the bias towards items taken often corrected (Yi et al., 2019).
+    """A tower for users and one for items, each one learned vector per user or item; how well they fit
+    is their product. Learned as which item of a batch belongs to which user, with the bias towards
+    items taken often corrected (Yi et al., 2019).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DIMENSION_FIELD_NUMBER: _builtins.int
-    TEMPERATURE_FIELD_NUMBER: _builtins.int
     dimension: _builtins.int
     """Size of a vector, 1 to 1024. 0: 32."""
-    temperature: _builtins.float
-    """Divides the products, over 0, to 1: the lower, the further apart the scores. Unset: 0.1."""
     def __init__(
         self,
         *,
         dimension: _builtins.int = ...,
-        temperature: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "dimension", b"dimension", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
-    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TwoTowerFamily: _TypeAlias = TwoTowerFamily  # noqa: Y015
 
@@ -1915,7 +1909,7 @@ class Training(_message.Message):
     max_epochs: _builtins.int
     """Most passes over the training part, 1 to 10,000. 0: 40."""
     batch_size: _builtins.int
-    """Rows per step, 1 to 65,536. 0: 32."""
+    """Rows per step, 1 to 65,536. 0: 32, of recommendation 256."""
     learning_rate: _builtins.float
     """Step size, over 0, to 1. Unset: 0.001, for SGD 0.01."""
     early_stopping_patience: _builtins.int
