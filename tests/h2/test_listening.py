@@ -54,10 +54,11 @@ async def echo(channel: grpc.aio.Channel) -> None:
 @pytest.mark.parametrize("scheme", ["unix:", "unix://"])
 async def test_a_unix_socket_is_served_and_removed(tmp_path: Path, scheme: str) -> None:
     path = tmp_path / "s"
+    own = [("grpc.use_local_subchannel_pool", 1)]  # Else the last connection may be used again.
     for _ in range(2):
         made = server()
         made.add_insecure_port(f"{scheme}{path}")
-        async with serving(made), grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        async with serving(made), grpc.aio.insecure_channel(f"unix:{path}", own) as channel:
             await echo(channel)
             assert await method(channel, "/t.T/Who")(b"") == b"unix:"
         assert not path.exists()
