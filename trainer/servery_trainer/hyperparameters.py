@@ -1,11 +1,14 @@
 """How a network is fitted and which graph of it is published, parsed."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.fields import between, count, finite, known
+
+BATCH_SIZE: Final = 32
+"""Rows per step by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class Training:
     class_weights: pb.ClassWeights.ValueType = pb.CLASS_WEIGHTS_EQUAL
 
     @classmethod
-    def parse(cls, training: pb.Training, path: str, batch_size: int = 32) -> Self:
+    def parse(cls, training: pb.Training, path: str, batch_size: int = BATCH_SIZE) -> Self:
         """Parse what a caller asks for.
 
         Args:

@@ -88,12 +88,16 @@ class Recommendations:
             ),
         )
 
+    @property
+    def _texts(self) -> NDArray[np.object_]:
+        return np.array(self.items, np.object_)
+
     def decode(self, answers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """See `Head`."""
         best_BK, scores_BK = self._ranked(answers, self.k)
         left_BK = scores_BK > _NEVER / 2
         return {
-            ITEMS: np.where(left_BK, np.array(self.items)[best_BK], ""),
+            ITEMS: np.where(left_BK, self._texts[best_BK], "").astype(np.str_),
             SCORES: np.where(left_BK, scores_BK, np.float32(0)),
         }
 
@@ -119,7 +123,7 @@ class Recommendations:
             scores = self._without_taken(graph, number, scores)
         best_scores, best = graph.pair("TopK", scores, graph.ints(self.k), axis=1)
         left = graph.node("Greater", best_scores, graph.constant(np.array(_NEVER / 2, np.float32)))
-        texts = graph.node("Gather", graph.constant(np.array(self.items, np.object_)), best)
+        texts = graph.node("Gather", graph.constant(self._texts), best)
         nothing = graph.constant(np.array([""], np.object_))
         zero = graph.constant(np.array(0, np.float32))
         graph.nodes += [
@@ -167,7 +171,7 @@ class Recommendations:
 
     def _hits(self, outputs: Arrays, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Return where in the answers [B, K] the item that was taken is."""
-        hits: NDArray[np.bool_] = outputs[ITEMS] == np.array(self.items)[values[:, 1], None]
+        hits: NDArray[np.bool_] = outputs[ITEMS] == self._texts[values[:, 1], None].astype(np.str_)
         return hits
 
     def metrics(self, outputs: Arrays, values: NDArray[Any]) -> dict[str, float]:

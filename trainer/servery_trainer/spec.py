@@ -7,7 +7,7 @@ from typing import Final
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
-from servery_trainer.hyperparameters import Optimization, Training
+from servery_trainer.hyperparameters import BATCH_SIZE, Optimization, Training
 from servery_trainer.networks import Family, parse_family
 from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.split import SplitPolicy
@@ -66,11 +66,8 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     if split.column and isinstance(task, ImageTask | SequenceTask | ForecastTask):
         rule = "be empty: images and sequences have no columns, time series their own times"
         raise FieldInvalidError(f"{ROOT}.split.column", split.column, rule)
-    training = Training.parse(
-        spec.training,
-        f"{ROOT}.training",
-        *((task.batch_size,) if isinstance(task, RecommendationTask) else ()),
-    )
+    batch_size = task.batch_size if isinstance(task, RecommendationTask) else BATCH_SIZE
+    training = Training.parse(spec.training, f"{ROOT}.training", batch_size)
     balanced = training.class_weights == training_pb2.CLASS_WEIGHTS_BALANCED
     if balanced and not has_classes(task):
         rule = f"be EQUAL: {task.name} knows no classes"

@@ -1249,7 +1249,9 @@ class Recommendation(_message.Message):
     rating: _builtins.str
     """The column that holds a rating, a number. Empty: every row is an interaction."""
     min_rating: _builtins.float
-    """With a `rating` required: rows with a lower one are no interactions and left out."""
+    """With a `rating` required: rows with a lower one are no interactions and left out; of
+    `RowCounts` only `total` counts them.
+    """
     time: _builtins.str
     """The column that holds when it was, numbers only or dates only. Empty: there is none."""
     k: _builtins.int
