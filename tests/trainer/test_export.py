@@ -56,7 +56,7 @@ def check(family: Dense | Convolutional, inputs: dict[str, Any], labels: tuple[s
     expected_size = parameter_count(family, preprocessing.feature_shape, len(labels))
     assert network.count_params() == expected_size
     head, objective = classifier(labels)
-    answering = export.answering(network, objective)
+    answering = export.answering([network], objective)
     model = export.to_onnx(answering, preprocessing, head)
     expected = head.decode(export.predict(answering, preprocessing, inputs))
     graph = parity.Graph(model, threads=1)
@@ -128,7 +128,7 @@ def test_operators_that_the_converter_lacks(activation: str) -> None:
         ]
     )
     head, objective = classifier(("x", "y"))
-    answering = export.answering(network, objective)
+    answering = export.answering([network], objective)
     graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     expected = head.decode(export.predict(answering, preprocessing, inputs))
     parity.check_parity(graph, inputs, expected, tolerance=1e-5)
@@ -152,4 +152,4 @@ def test_a_graph_the_converter_left_incomplete_is_refused() -> None:
     )
     head, objective = classifier(("x", "y"))
     with pytest.raises(export.ConversionError):
-        export.to_onnx(export.answering(network, objective), preprocessing, head)
+        export.to_onnx(export.answering([network], objective), preprocessing, head)

@@ -98,7 +98,7 @@ def check(preprocessing: Preprocessing, goal: str, family: Any, inputs: dict[str
     network = families.build(
         family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing)
     )
-    answering = export.answering(network, objective)
+    answering = export.answering([network], objective)
     answers = export.predict(answering, preprocessing, inputs)
     if isinstance(head, Calibrated):
         head = head.calibrated(answers)

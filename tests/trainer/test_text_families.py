@@ -52,7 +52,7 @@ def check(family: Family, task: TextTask) -> None:
     assert network.count_params() == parameter_count(*arguments)
     target = Classes(values=np.arange(2), labels=("ham", "spam"))
     head, objective = problems.pose(target, target.values, parse_spec(text()).training)
-    answering = export.answering(network, objective)
+    answering = export.answering([network], objective)
     graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     inputs = rows(*ODD, *SENTENCES)
     answers = export.predict(answering, preprocessing, inputs)

@@ -53,9 +53,12 @@ class CheckpointStore:
     fingerprint: str
     """Of everything that decides the outcome; the checkpoint of another one is passed over."""
 
+    number: int = 0
+    """Which of the trainings that share the directory it is."""
+
     @property
     def _path(self) -> Path:
-        return self.directory / "checkpoint.npz"
+        return self.directory / f"checkpoint{self.number or ''}.npz"
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint. A full disk is logged, not raised: training can go on."""

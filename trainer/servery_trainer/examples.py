@@ -130,12 +130,26 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     rows.target.check()
     if isinstance(task, TextTask):  # the most it may become: the words are yet to be learned
         width = task.vocabulary_size if isinstance(spec.family, Dense) else task.max_tokens
-        check_size(spec.family, (width,), rows.target.width, task.vocabulary_size + FIRST_WORD)
+        check_size(
+            spec.family,
+            spec.training.ensemble_size,
+            (width,),
+            rows.target.width,
+            task.vocabulary_size + FIRST_WORD,
+        )
     elif isinstance(rows.target, Interactions):
         _check_k(rows.target)
-        check_size(spec.family, (1,), rows.target.width, rows.target.user_count + 1)
+        check_size(
+            spec.family,
+            spec.training.ensemble_size,
+            (1,),
+            rows.target.width,
+            rows.target.user_count + 1,
+        )
     else:
-        check_size(spec.family, _feature_shape(rows), rows.target.width)
+        check_size(
+            spec.family, spec.training.ensemble_size, _feature_shape(rows), rows.target.width
+        )
     return Examples(
         inputs=rows.inputs,
         types=rows.types,

@@ -28,15 +28,17 @@ class ConversionError(Exception):
     """The converter wrote a graph that is not the one that was asked for. A bug, not bad input."""
 
 
-def answering(network: keras.Model, objective: Objective) -> keras.Model:
-    """Wrap `network` in a flat model from features to answers, the form tf2onnx reads best.
+def answering(networks: Sequence[keras.Model], objective: Objective) -> keras.Model:
+    """Wrap networks in a flat model from features to answers, the form tf2onnx reads best.
 
     Args:
-        network: From features to outputs.
-        objective: What it was fitted on.
+        networks: From features to outputs, alike; of several, the answers are averaged.
+        objective: What they were fitted on.
     """
-    features = keras.Input(batch_shape=network.input_shape, dtype="float32", name=_FEATURES)
-    answers = objective.answers(features, network(features, training=False))
+    shape = networks[0].input_shape
+    features = keras.Input(batch_shape=shape, dtype="float32", name=_FEATURES)
+    each = [objective.answers(features, network(features, training=False)) for network in networks]
+    answers = keras.layers.Average()(each) if len(each) > 1 else each[0]
     return keras.Model(features, keras.layers.Identity(name=_ANSWERS)(answers))
 
 

@@ -31,6 +31,7 @@ class Training:
     max_gradient_norm: float = 0.0
     """0: no limit."""
     class_weights: pb.ClassWeights.ValueType = pb.CLASS_WEIGHTS_EQUAL
+    ensemble_size: int = 1
 
     @classmethod
     def parse(cls, training: pb.Training, path: str, batch_size: int = BATCH_SIZE) -> Self:
@@ -82,6 +83,7 @@ class Training:
             class_weights=pb.ClassWeights.ValueType(
                 known(training.class_weights, pb.ClassWeights, f"{path}.class_weights")
             ),
+            ensemble_size=count(training.ensemble_size, 1, 20, f"{path}.ensemble_size"),
         )
 
     def to_proto(self) -> pb.Training:
@@ -100,6 +102,7 @@ class Training:
             l2=self.l2,
             max_gradient_norm=self.max_gradient_norm,
             class_weights=self.class_weights,
+            ensemble_size=self.ensemble_size,
         )
 
 

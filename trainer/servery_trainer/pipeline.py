@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
 from servery_trainer.heads import Calibrated
+from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.slices import by_slice
@@ -59,7 +61,6 @@ def run(
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    keras.utils.set_random_seed(spec.training.seed)
     tf.config.experimental.enable_op_determinism()
 
     report(_phase(training_pb2.PHASE_PREPARING, spec))
@@ -70,18 +71,18 @@ def run(
     head, objective = problems.pose(target, split.train, spec.training)
 
     report(_phase(training_pb2.PHASE_TRAINING, spec))
-    network = families.build(
-        spec.family, preprocessing.feature_shape, target.width, vocabulary_size(preprocessing)
-    )
-    train, validation = (
-        training.Part(examples, rows, preprocessing) for rows in (split.train, split.validation)
-    )
-    store = CheckpointStore(checkpoints, _fingerprint(spec, threads)) if checkpoints else None
-    epochs = training.fit(network, objective, train, validation, spec.training, report, store)
-    weights_sha256 = digest(network.get_weights())
+    fingerprint = _fingerprint(spec, threads)
+    networks, histories = [], []
+    for number in range(spec.training.ensemble_size):
+        store = CheckpointStore(checkpoints, fingerprint, number) if checkpoints else None
+        network, history = _fit(spec, number, examples, preprocessing, objective, report, store)
+        networks.append(network)
+        histories.append(history)
+    epochs = histories[0]
+    weights_sha256 = digest([array for network in networks for array in network.get_weights()])
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
-    answering = export.answering(network, objective)
+    answering = export.answering(networks, objective)
     if isinstance(head, Calibrated):
         known = export.predict(answering, preprocessing, examples.take(split.validation))
         head = head.calibrated(known)
@@ -152,6 +153,38 @@ def run(
     result.score = head.score
     result.slices.extend(slices)
     return result
+
+
+def _fit(
+    spec: Spec,
+    number: int,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    objective: Objective,
+    report: training.Report,
+    store: CheckpointStore | None,
+) -> tuple[keras.Model, list[training_pb2.Epoch]]:
+    """Build and fit one network; those of an ensemble differ in their seeds."""
+    settings = replace(spec.training, seed=(spec.training.seed + number) % 2**32)
+    keras.utils.set_random_seed(settings.seed)
+    network = families.build(
+        spec.family,
+        preprocessing.feature_shape,
+        examples.target.width,
+        vocabulary_size(preprocessing),
+    )
+    train, validation = (
+        training.Part(examples, rows, preprocessing)
+        for rows in (examples.split.train, examples.split.validation)
+    )
+
+    def tell(progress: training_pb2.Progress) -> None:
+        if settings.ensemble_size > 1:
+            progress.network = number + 1
+        report(progress)
+
+    epochs = training.fit(network, objective, train, validation, settings, tell, store)
+    return network, epochs
 
 
 def _variant(variant: Variant) -> training_pb2.Variant:

@@ -74,13 +74,19 @@ _LEVERS: Final = {
 """The field to make a network smaller by."""
 
 
-def check_size(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int = 0) -> None:
-    """Refuse a network that would be too large for the data it is to be trained on.
+def check_size(
+    family: Family,
+    ensemble_size: int,
+    shape: tuple[int, ...],
+    classes: int,
+    vocabulary: int = 0,
+) -> None:
+    """Refuse networks that together would be too large for the data they are to be trained on.
 
     Raises:
-        FieldInvalidError: It would have more than `MAX_PARAMETERS` weights.
+        FieldInvalidError: They would have more than `MAX_PARAMETERS` weights.
     """
-    count = parameter_count(family, shape, classes, vocabulary)
+    count = ensemble_size * parameter_count(family, shape, classes, vocabulary)
     if count > MAX_PARAMETERS:
         words = f", {vocabulary} words" if vocabulary else ""
         rule = (

@@ -159,7 +159,7 @@ class _Bars:
             self._tasks[now.phase] = self._progress.add_task(name, total=None, note="")
         if now.phase == pb.PHASE_TRAINING and now.max_epochs:
             part = now.step / now.steps_per_epoch if now.steps_per_epoch else 0
-            note = f"epoch {now.epoch}/{now.max_epochs}  {_metrics(now)}"
+            note = f"{_network(now)}epoch {now.epoch}/{now.max_epochs}  {_metrics(now)}"
             if now.eta_s:
                 note += f"  at most {now.eta_s:.0f} s left"
             self._progress.update(
@@ -174,13 +174,15 @@ class _Lines:
     """One line for each phase and each epoch."""
 
     def __init__(self) -> None:
-        self._last: tuple[int, int] = (0, 0)
+        self._last = (0, 0, 0)
 
     def __call__(self, now: pb.Progress) -> None:
-        if (now.phase, now.epoch) == self._last:
+        here = (now.phase, now.network, now.epoch)
+        if here == self._last:
             return
-        self._last = (now.phase, now.epoch)
-        epoch = f" epoch {now.epoch}/{now.max_epochs} {_metrics(now)}" if now.epoch else ""
+        self._last = here
+        epoch = f"epoch {now.epoch}/{now.max_epochs} {_metrics(now)}" if now.epoch else ""
+        epoch = f" {_network(now)}{epoch}" if epoch else ""
         err.print(f"{_phase(now)}{epoch}", markup=False)
 
 
@@ -189,6 +191,11 @@ _Show = _Bars | _Lines
 
 def _phase(now: pb.Progress) -> str:
     return pb.Phase.Name(now.phase).removeprefix("PHASE_").lower()
+
+
+def _network(now: pb.Progress) -> str:
+    """Name the network of an ensemble that is trained."""
+    return f"network {now.network} " if now.network else ""
 
 
 def _metrics(now: pb.Progress) -> str:

@@ -1908,6 +1908,7 @@ class Training(_message.Message):
     L2_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_SIZE_FIELD_NUMBER: _builtins.int
     max_epochs: _builtins.int
     """Most passes over the training part, 1 to 10,000. 0: 40."""
     batch_size: _builtins.int
@@ -1940,6 +1941,11 @@ class Training(_message.Message):
     """How much each class weighs in the loss, in training and in validation; not for numbers. Of
     labels, rows with and rows without each are its two classes.
     """
+    ensemble_size: _builtins.int
+    """Networks to train one after the other, alike but for their seeds, which follow each other. The
+    graph holds all of them and answers with the mean of what they answer (Lakshminarayanan et al.,
+    2017). 1 to 20. 0: 1.
+    """
     def __init__(
         self,
         *,
@@ -1956,10 +1962,11 @@ class Training(_message.Message):
         l2: _builtins.float = ...,
         max_gradient_norm: _builtins.float = ...,
         class_weights: Global___ClassWeights.ValueType = ...,
+        ensemble_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "learning_rate", b"learning_rate", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stopping_patience", b"early_stopping_patience", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stopping_patience", b"early_stopping_patience", "ensemble_size", b"ensemble_size", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -2077,6 +2084,7 @@ class Progress(_message.Message):
     MAX_EPOCHS_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     STEPS_PER_EPOCH_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     ETA_S_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
@@ -2089,8 +2097,10 @@ class Progress(_message.Message):
     """Steps done in the present epoch."""
     steps_per_epoch: _builtins.int
     """Steps in an epoch."""
+    network: _builtins.int
+    """Which network of an ensemble is trained, from 1; 0 if there is one alone."""
     eta_s: _builtins.float
-    """Seconds until training ends if no epoch stops it early; 0 when unknown."""
+    """Seconds until training of this network ends if no epoch stops it early; 0 when unknown."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures of the last step or epoch: `loss` and `val_loss`, and by task `accuracy`, `mae` or
@@ -2106,12 +2116,13 @@ class Progress(_message.Message):
         max_epochs: _builtins.int = ...,
         step: _builtins.int = ...,
         steps_per_epoch: _builtins.int = ...,
+        network: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         eta_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "eta_s", b"eta_s", "max_epochs", b"max_epochs", "metrics", b"metrics", "phase", b"phase", "step", b"step", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "eta_s", b"eta_s", "max_epochs", b"max_epochs", "metrics", b"metrics", "network", b"network", "phase", b"phase", "step", b"step", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2276,7 +2287,7 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Epoch]:
-        """One entry per epoch."""
+        """One entry per epoch; of an ensemble, those of its first network."""
 
     @_builtins.property
     def latencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Latency]:
