@@ -13,6 +13,7 @@ from servery.trainer.v1 import dataset_pb2, training_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import sources
+from servery_trainer.aims import Aim, Goal
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
 from servery_trainer.fitting import most_features
 from servery_trainer.interactions import InteractionReader, Interactions
@@ -22,19 +23,12 @@ from servery_trainer.normality import Normality, NormalityReader
 from servery_trainer.quantities import QuantityReader
 from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.rows import Rows, are_missing, read_images, read_sequences, read_table
+from servery_trainer.sequence_tasks import ForecastTask, SequenceTask
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import ROOT, Spec
 from servery_trainer.split import Split
 from servery_trainer.targets import ClassReader, Target, TargetReader
-from servery_trainer.tasks import (
-    Aim,
-    ForecastTask,
-    Goal,
-    ImageTask,
-    SequenceTask,
-    TabularTask,
-    TextTask,
-)
+from servery_trainer.tasks import ImageTask, TabularTask, TextTask
 from servery_trainer.texts import FIRST_WORD
 from servery_trainer.windows import read_windows
 

@@ -1,8 +1,10 @@
-"""Numbers of a spec: in their range, or refused by name."""
+"""Values of a spec: in their range, or refused by name."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 
 
@@ -48,3 +50,27 @@ def finite(value: float, field: str) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise FieldInvalidError(field, value, "be a finite number from 0")
     return value
+
+
+def columns(names: Sequence[str], others: Sequence[str], field: str) -> tuple[str, ...]:
+    """Return names of columns.
+
+    Raises:
+        FieldInvalidError: One is empty, repeated, or among `others`, which are the targets.
+    """
+    for index, name in enumerate(names):
+        place = f"{field}[{index}]"
+        if not name:
+            raise FieldInvalidError(place, name, "name a column")
+        if name in others:
+            raise FieldInvalidError(place, name, "be another column than the target")
+        if name in names[:index]:
+            raise FieldInvalidError(place, name, "be named once")
+    return tuple(names)
+
+
+def duplicate_policy(
+    value: pb.DuplicatePolicy.ValueType, path: str
+) -> pb.DuplicatePolicy.ValueType:
+    """Return `value`, or REFUSE for none, of the task at `path`; see `known`."""
+    return pb.DuplicatePolicy.ValueType(known(value, pb.DuplicatePolicy, f"{path}.duplicates"))

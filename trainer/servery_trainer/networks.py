@@ -6,17 +6,11 @@ from typing import Any, ClassVar, Final, Self
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
+from servery_trainer.aims import Goal
 from servery_trainer.fields import count, known
 from servery_trainer.recommendation_task import RecommendationTask
-from servery_trainer.tasks import (
-    ForecastTask,
-    Goal,
-    ImageTask,
-    SequenceTask,
-    TabularTask,
-    Task,
-    TextTask,
-)
+from servery_trainer.sequence_tasks import ForecastTask, SequenceTask
+from servery_trainer.tasks import ImageTask, TabularTask, Task, TextTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ from servery_trainer.archives import ArrayHeader
 from servery_trainer.arrays import open_arrays
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
 from servery_trainer.images import NATIVE, Sizing
+from servery_trainer.sequence_tasks import SequenceTask
 from servery_trainer.targets import Classes, Place, Target, TargetReader
-from servery_trainer.tasks import ImageTask, SequenceTask
+from servery_trainer.tasks import ImageTask
 
 IMAGE_INPUT: Final = "image"
 SEQUENCE_INPUT: Final = "sequence"

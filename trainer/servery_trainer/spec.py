@@ -10,15 +10,9 @@ from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
 from servery_trainer.hyperparameters import BATCH_SIZE, Optimization, Training
 from servery_trainer.networks import Family, parse_family
 from servery_trainer.recommendation_task import RecommendationTask
+from servery_trainer.sequence_tasks import ForecastTask, SequenceTask
 from servery_trainer.split import SplitPolicy
-from servery_trainer.tasks import (
-    ForecastTask,
-    ImageTask,
-    SequenceTask,
-    Task,
-    has_classes,
-    parse_task,
-)
+from servery_trainer.tasks import ImageTask, Task, has_classes, parse_task
 
 ROOT: Final = "training_job.spec"
 

@@ -17,9 +17,9 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value, shown
 from servery_trainer.quantities import QuantityReader, describe_quantities
 from servery_trainer.rows import Rows, read_table
+from servery_trainer.sequence_tasks import ForecastTask
 from servery_trainer.split import no_time, parse_times
 from servery_trainer.targets import require_rows
-from servery_trainer.tasks import ForecastTask
 
 HISTORY_INPUT: Final = "history"
 MAX_BYTES: Final = 2 << 30
