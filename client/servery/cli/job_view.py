@@ -178,7 +178,8 @@ class _Lines:
 
     def __call__(self, now: pb.Progress) -> None:
         here = (now.phase, now.network, now.epoch)
-        if here == self._last:
+        goes_on = now.phase == self._last[0]
+        if here == self._last or (goes_on and not now.epoch):
             return
         self._last = here
         epoch = f"epoch {now.epoch}/{now.max_epochs} {_metrics(now)}" if now.epoch else ""
