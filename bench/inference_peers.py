@@ -1,12 +1,13 @@
 """Servery's inference process beside other servers, on the same models under the same load.
 
-Measures, in interleaved rounds: the inference process, a bare grpc.aio server that answers with a
-constant, `session.run` alone in this process, and whichever peers an interpreter is given for, each
-set up as its own documentation shows (`bench/peers/`): MLServer, KServe's Python server, NVIDIA's
-pytriton. A small dense model (784-128-10) and a convolutional one of about 2.5 ms, one row each,
-over gRPC on loopback. Prints CPU microseconds per request of the whole process tree of a server,
-and throughput, p50 and p99 as this process sees them: it shares the cores, so only ratios within
-one run mean anything. The bound is the echo and `session.run` together.
+Measures, in interleaved rounds: the inference process over each of its transports, a bare grpc.aio
+server that answers with a constant, `session.run` alone in this process, and whichever peers an
+interpreter is given for, each set up as its own documentation shows (`bench/peers/`): MLServer,
+KServe's Python server, NVIDIA's pytriton. A small dense model (784-128-10) and a convolutional one
+of about 2.5 ms, one row each, over gRPC on loopback. Prints CPU microseconds per request of the
+whole process tree of a server, and throughput, p50 and p99 as this process sees them: it shares
+the cores, so only ratios within one run mean anything. The bound is the echo and `session.run`
+together.
 
     python bench/inference_peers.py [--mlserver PYTHON] [--kserve PYTHON] [--pytriton PYTHON]
 
@@ -97,7 +98,8 @@ async def measure(folder: Path, rounds: int, pythons: Mapping[str, str]) -> None
     samples: dict[tuple[str, int], dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     async with AsyncExitStack() as stack:
         servers = {
-            "servery": await stack.enter_async_context(servery(models)),
+            "fast": await stack.enter_async_context(servery(models, "fast")),
+            "grpcio": await stack.enter_async_context(servery(models, "grpcio")),
             "echo": await stack.enter_async_context(echo()),
         }
         for peer, python in pythons.items():
@@ -231,11 +233,12 @@ async def process(
 
 
 @asynccontextmanager
-async def servery(models: Path) -> AsyncIterator[Server]:
+async def servery(models: Path, transport: str) -> AsyncIterator[Server]:
     """Serve `models` with Servery."""
     port = free_port()
     command = ("-m", "servery_inference", "--model-repository", models, "--grpc-port", str(port))
-    async with process(port, sys.executable, *command, "--log-level", "error") as server:
+    options = ("--transport", transport, "--log-level", "error")
+    async with process(port, sys.executable, *command, *options) as server:
         yield server
 
 
@@ -243,7 +246,7 @@ async def servery(models: Path) -> AsyncIterator[Server]:
 async def echo() -> AsyncIterator[Server]:
     """Serve a constant with nothing around it."""
     port = free_port()
-    command = (HERE / "inference_small.py", "--echo", f"127.0.0.1:{port}")
+    command = (HERE / "inference_small.py", "--echo", "grpcio", f"127.0.0.1:{port}")
     async with process(port, sys.executable, *command) as server:
         yield server
 
