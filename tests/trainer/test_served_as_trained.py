@@ -23,7 +23,6 @@ from servery_trainer.targets import Classes, Target
 from servery_trainer.tasks import Fill, TextTask
 from servery_trainer.windows import Horizons
 from tests.trainer.specs import table as spec_of
-from tests.trainer.specs import table as table_spec
 from tests.trainer.specs import tabular, text
 from tests.trainer.test_text_families import ODD, SENTENCES
 from tests.trainer.test_text_families import rows as texts
@@ -147,7 +146,7 @@ def test_texts_of_every_kind(goal: str, family: str) -> None:
 @pytest.mark.parametrize("goal", ["classes", "what comes next"])
 @pytest.mark.parametrize("family", ["dense", "convolutional", "recurrent", "transformer"])
 def test_sequences_of_every_kind(goal: str, family: str) -> None:
-    spec = table_spec("sequence_classification")
+    spec = spec_of("sequence_classification")
     getattr(spec, family).SetInParent()
     rows = np.random.default_rng(7).normal([50, -0.1], [20, 0.01], (ROWS, 12, 2))
     rows = rows.astype(np.float32)
