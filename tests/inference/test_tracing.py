@@ -17,10 +17,10 @@ from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from servery_inference.trace_settings import TraceSettings
 from tests.inference import graphs
+from tests.inference.asking_http import LENGTH, Client
 from tests.inference.calling import failure, infer_request, stub
 from tests.inference.conftest import serve_directory
 from tests.inference.test_diagnosis import trace_settings
-from tests.inference.test_http import LENGTH, Client
 from tests.inference.test_model_config import write_config
 from tests.rpc.collector import Collector, attributes, collecting
 
