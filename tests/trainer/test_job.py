@@ -334,6 +334,26 @@ def test_progress_comes_at_most_ten_times_a_second_but_never_without_its_end() -
     assert sent[-1] == {"phase": "PHASE_CONVERTING"}
 
 
+def test_the_figures_of_an_epoch_are_those_of_all_of_it() -> None:
+    output, now = io.StringIO(), 0.0
+    lines = Lines(output, lambda: now)
+    for step in range(1, 100):
+        now += 0.03
+        epoch, rest = divmod(step, 10)
+        lines.progress(
+            pb.Progress(
+                phase=pb.PHASE_TRAINING,
+                epoch=epoch,
+                step=rest or 10,
+                steps_per_epoch=10,
+                metrics={"loss": rest},
+            )
+        )
+    sent = [json.loads(line)["progress"] for line in output.getvalue().splitlines()]
+    first = {line["epoch"]: line["metrics"]["loss"] for line in reversed(sent) if "epoch" in line}
+    assert first == dict.fromkeys(range(1, 10), 0.0)
+
+
 def test_an_error_is_the_one_of_the_contract(tmp_path: Path) -> None:
     broken = tabular()
     broken.training.learning_rate = float("nan")

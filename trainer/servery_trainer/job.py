@@ -54,13 +54,18 @@ class Lines:
         self._held: training_pb2.Progress | None = None
 
     def progress(self, progress: training_pb2.Progress) -> None:
-        """Write progress, unless a line of the same phase was written too short a time ago."""
+        """Write progress, unless a line of the same phase was written too short a time ago.
+
+        How an epoch or a phase ended comes before what follows it: figures of a whole epoch are
+        worth more than those of the first steps of the next one.
+        """
         entered = progress.phase != self._phase
         if not entered and self._now() - self._sent < MIN_INTERVAL_S:
-            self._held = progress
+            if not _ends_epoch(self._held) or _ends_epoch(progress):
+                self._held = progress
             return
-        if entered and self._held is not None:
-            self._write_progress(self._held)  # how the phase before ended
+        if self._held is not None and (entered or _ends_epoch(self._held)):
+            self._write_progress(self._held)
         self._write_progress(progress)
 
     def _write_progress(self, progress: training_pb2.Progress) -> None:
@@ -82,6 +87,10 @@ class Lines:
     def _write(self, line: Any) -> None:
         self._output.write(json.dumps(line) + "\n")
         self._output.flush()
+
+
+def _ends_epoch(progress: training_pb2.Progress | None) -> bool:
+    return progress is not None and 0 < progress.steps_per_epoch == progress.step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
