@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from servery_inference.bundle import Bundle
 from servery_inference.engine import LoadFailedError
-from servery_inference.loading import Bundle, Loader
+from servery_inference.loading import Loader
 from servery_inference.options import EngineSettings
 from servery_inference.repository import ModelNotServedError, Repository
 from tests.inference import graphs

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, Literal, Self
 from weakref import WeakValueDictionary
 
+from servery_inference.bundle import Bundle
 from servery_inference.layout import FoundModel, find, graph_of, is_name, lay_out, names
-from servery_inference.loading import Bundle
 from servery_inference.model_config import GivenConfig
 from servery_inference.repository import Repository
 

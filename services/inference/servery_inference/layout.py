@@ -14,8 +14,8 @@ from typing import Final
 
 from servery.inference.v1 import model_config_pb2 as pb
 from servery_inference import model_config
+from servery_inference.bundle import Bundle
 from servery_inference.engine import LoadFailedError
-from servery_inference.loading import Bundle
 from servery_inference.model_config import GivenConfig, read_config
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")

@@ -1,103 +1,53 @@
-"""From the files of a version to one that may answer: load, prove, warm.
+"""From the files of a version to one that may answer, within what all models share.
 
-All of it blocks and runs on a thread of its own, so that serving goes on meanwhile.
+What blocks runs on a thread of its own, so that serving goes on meanwhile.
 """
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from servery.inference.v1.model_config_pb2 import ModelConfig
-from servery_inference import golden
 from servery_inference.accelerators import OptionsUnsupportedError
-from servery_inference.batch_policy import BatchPolicy
 from servery_inference.batcher import Batcher
 from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
-from servery_inference.classification import read_labels
+from servery_inference.bundle import Bundle
 from servery_inference.cores import usable_cores
 from servery_inference.costs import Costs
-from servery_inference.engine import Engine, LoadFailedError, RunFailedError
+from servery_inference.engine import LoadFailedError
 from servery_inference.ensemble_members import Lease
 from servery_inference.ensemble_plan import Plan, complete
 from servery_inference.ensembles import Ensemble
 from servery_inference.execution import Execution
-from servery_inference.golden import Golden
 from servery_inference.graph_cache import GraphCache
-from servery_inference.model_completion import resolve
-from servery_inference.model_config import GRAPH, GivenConfig, offered
 from servery_inference.options import EngineSettings, ModelOptions
+from servery_inference.preparation import Prepared, prepare
 from servery_inference.queueing import Room
 from servery_inference.rate_limit import RateLimiter, Turns
 from servery_inference.response_cache import CachedRunner, ResponseCache
-from servery_inference.row_wise import mixing
 from servery_inference.run_resources import demands
 from servery_inference.runner import Runner
 from servery_inference.sandbox import Sandbox
-from servery_inference.sequence_plan import SequencePlan
 from servery_inference.sequences import Sequences
 from servery_inference.servable import Servable
-from servery_inference.sessions import open_engine
 from servery_inference.statistics import Device, ModelStatistics
-from servery_inference.warmup import Warmth, batch_sizes, run_samples, warm_up
 from servery_inference.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from servery_inference.tracing import Tracing
 
-UNKNOWN_ROWS: Final = (1, 2, 8)
-"""Sizes of the first axis to try where it is free and yet no batch."""
-
 MAX_WAITING_REQUESTS: Final = 1000
 _NICENESS: Final = 10
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """The files of a version on this machine, verified by whoever brought them."""
-
-    folder: Path
-
-    golden_required: bool
-    """Whether a version without golden rows is refused."""
-
-    is_admitted: bool = True
-    """Whether somebody opened the graph before and vouches for it."""
-
-    config: GivenConfig = field(default_factory=GivenConfig.none)
-    """What was written about the model."""
-
-    @property
-    def graph(self) -> Path:
-        """The file with the graph."""
-        return self.folder / (self.config.message.default_model_filename or GRAPH)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a servable is made of."""
-
-    engine: Engine
-    config: ModelConfig
-    labels: Mapping[str, Sequence[str]]
-    policy: BatchPolicy
-
-    sequences: SequencePlan | None
-    """None for a model without sequences."""
-
-    warmth: Warmth
 
 
 class Loader:
@@ -210,7 +160,7 @@ class Loader:
         # would keep it while they serve.
         threads = self._threads
         executor = threads.quiet if options.num_threads == 1 else threads.unhurried
-        work = partial(_prepare, model, bundle, options, self._settings, self._graphs)
+        work = partial(prepare, model, bundle, options, self._settings, self._graphs)
         return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     def _servable(
@@ -296,77 +246,6 @@ def _threads(cores: int) -> Iterator[_Threads]:
 def _lower_priority() -> None:
     with contextlib.suppress(OSError):  # On Linux, threads have priorities of their own.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def _prepare(
-    model: str,
-    bundle: Bundle,
-    options: ModelOptions,
-    settings: EngineSettings,
-    graphs: GraphCache | None,
-) -> Prepared:
-    engine = open_engine(bundle.graph, options, graphs)
-    rows = bundle.folder / golden.FILE
-    proof = Golden.read(rows) if rows.exists() else None
-    if proof is not None:
-        proof.check(engine)
-    elif bundle.golden_required:
-        raise LoadFailedError(f"the bundle has no {golden.FILE}")
-    config = _resolved(model, bundle.config, engine, options, settings, proof)
-    policy, sequences = BatchPolicy.of(config), None
-    if config.HasField("sequence_batching"):
-        sequences = SequencePlan.of(config, engine.signature, bundle.folder.parent)
-    run_samples(engine, config, bundle.folder.parent)
-    warmth = _warm(engine, config, proof, bundle.config.names_max_batch_size)
-    labels = read_labels(config, (bundle.folder.parent, bundle.folder))
-    offering = engine.offering(offered(config))
-    return Prepared(offering, config, labels, policy, sequences, warmth)
-
-
-def _resolved(
-    model: str,
-    given: GivenConfig,
-    engine: Engine,
-    options: ModelOptions,
-    settings: EngineSettings,
-    proof: Golden | None,
-) -> ModelConfig:
-    """Complete a config; let requests share runs without being told to only where that is right."""
-    config = resolve(model, given, engine.signature, options, settings.auto_max_batch_size)
-    if config.HasField("dynamic_batching") and not given.message.HasField("dynamic_batching"):
-        problem = mixing(engine, proof)
-        if problem:
-            log.warning(
-                "model %s does not batch: %s; write max_batch_size to its config.pbtxt if it"
-                " shall all the same",
-                model,
-                problem,
-            )
-            return resolve(model, given, engine.signature, options, auto_max_batch_size=0)
-    return config
-
-
-def _warm(
-    engine: Engine,
-    config: ModelConfig,
-    proof: Golden | None,
-    is_chosen: bool,  # noqa: FBT001
-) -> Warmth:
-    can_batch = engine.signature.is_batched
-    if config.max_batch_size:
-        preferred = tuple(config.dynamic_batching.preferred_batch_size)
-        sizes = batch_sizes(config.max_batch_size, preferred)
-    else:
-        sizes = list(UNKNOWN_ROWS) if can_batch else [1]
-    rows = proof.rows if proof and can_batch else None
-    try:
-        return warm_up(engine, rows, sizes, all_sizes=is_chosen)
-    except RunFailedError as error:
-        if proof is not None:
-            raise LoadFailedError(f"it cannot be warmed up: {error}") from None
-        # Zeros are no real input: what refuses them may still be a good model.
-        log.warning("not warmed up, zeros are refused: %s", error)
-        return Warmth(0)
 
 
 def _size_bytes(bundle: Bundle, options: ModelOptions) -> int:

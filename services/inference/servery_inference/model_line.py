@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
+from servery_inference.bundle import Bundle
 from servery_inference.ensemble_members import Members
-from servery_inference.loading import Bundle
 from servery_inference.rollout import State
 from servery_inference.servable import Servable
 from servery_rpc.names import PRODUCTION

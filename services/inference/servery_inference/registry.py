@@ -19,9 +19,10 @@ import grpc
 
 from servery.registry.v1 import registry_pb2 as pb
 from servery.registry.v1 import registry_pb2_grpc as pb_grpc
+from servery_inference.bundle import Bundle
 from servery_inference.cache import BundleCache, BundleFile, BundleSpec
 from servery_inference.engine import LoadFailedError
-from servery_inference.loading import Bundle, Loader
+from servery_inference.loading import Loader
 from servery_inference.model_config import read_config
 from servery_inference.repository import Repository
 from servery_inference.world import Remembered, World
