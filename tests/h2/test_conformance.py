@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,8 +17,8 @@ from tests.h2.conftest import Authority
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "build" / "bin"
-H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1"
-INTEROP = "google.golang.org/grpc/interop/client@v1.85.0"
+H2SPEC = "github.com/summerwind/h2spec/cmd/h2spec"
+INTEROP = "google.golang.org/grpc/interop/client"
 
 CASES = [
     "empty_unary",
@@ -49,29 +48,31 @@ JAVA_CASES = [
 ]
 """Without what needs handlers to see whether a request was compressed, or HTTP GET."""
 
-JAVA_TLS_CASES = ["large_unary", "ping_pong", "cancel_after_first_response"]
-
 pytestmark = pytest.mark.slow
 
 
-def tool(name: str, module: str) -> Path:
-    """Return the path of a Go program, built once; skip where it cannot be."""
-    path = TOOLS / name
+def tool(package: str) -> Path:
+    """Return the path of a Go program, built once; skip where it cannot be.
+
+    `go/go.mod` pins the modules. Asked for by package and version instead, Go looks for a module at
+    every prefix of the path, and a proxy that answers 403 to one of them ends the search.
+    """
+    path = TOOLS / package.rpartition("/")[2]
     if path.exists():
         return path
     go = shutil.which("go")
     if go is None:
-        pytest.skip(f"{name} needs go to be built")
+        pytest.skip(f"{package} needs go to be built")
     built = subprocess.run(
-        [go, "install", module],
-        env={**os.environ, "GOBIN": str(TOOLS)},
+        [go, "build", "-o", path, package],
+        cwd=Path(__file__).parent / "go",
         capture_output=True,
         text=True,
         check=False,
         timeout=600,
     )
     if built.returncode:
-        pytest.skip(f"{module} cannot be built: {built.stderr[-200:]}")
+        pytest.skip(f"{package} cannot be built: {built.stderr[-200:]}")
     return path
 
 
@@ -97,7 +98,7 @@ def server(*arguments: str) -> Iterator[int]:
 @pytest.mark.parametrize("loop", [(), ("--uvloop",)], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_h2spec_is_all_green(authority: Authority, loop: tuple[str, ...], *, tls: bool) -> None:
-    h2spec = tool("h2spec", H2SPEC)
+    h2spec = tool(H2SPEC)
     certificate, key = authority.issue("h2spec")
     options = ["--certificate", str(certificate), "--key", str(key)] if tls else []
     secure = ["-t", "-k"] if tls else []
@@ -118,7 +119,7 @@ def test_h2spec_is_all_green(authority: Authority, loop: tuple[str, ...], *, tls
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_the_go_interop_client_is_content(authority: Authority, *, tls: bool) -> None:
-    client = tool("client", INTEROP)
+    client = tool(INTEROP)
     certificate, key = authority.issue("interop")
     options = ["--certificate", str(certificate), "--key", str(key)] if tls else []
     secure = ["-use_tls", "-use_test_ca", "-ca_file", str(authority.path)] if tls else []
@@ -156,7 +157,8 @@ def java_client() -> list[str]:
         )
         if fetched.returncode:
             pytest.skip(f"grpc-java's client cannot be fetched: {fetched.stdout[-200:]}")
-    return [java, "-cp", f"{jars}/*", "io.grpc.testing.integration.TestServiceClient"]
+    start_fast = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+    return [java, *start_fast, "-cp", f"{jars}/*", "io.grpc.testing.integration.TestServiceClient"]
 
 
 def its_certificate(folder: Path) -> list[str]:
@@ -178,7 +180,7 @@ def test_the_java_interop_client_is_content(tmp_path: Path, *, tls: bool) -> Non
         secure = ["--use_test_ca=true", "--server_host_override=foo.test.google.fr"]
     failed = {}
     with server("--uvloop", *options) as port:
-        for case in JAVA_TLS_CASES if tls else JAVA_CASES:
+        for case in JAVA_CASES:
             where = ["--server_host=127.0.0.1", f"--server_port={port}", f"--test_case={case}"]
             done = subprocess.run(
                 [*client, *where, *secure],
