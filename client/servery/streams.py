@@ -24,16 +24,30 @@ def resumed(connection: Connection, method: Any, request: Any) -> Iterator[Any]:
     Raises:
         ApiError: The server refused the call, or was away for a minute.
     """
-    heard = time.monotonic()
+    away_since: float | None = None
     while True:
+        called = time.monotonic()
         try:
             for response in connection.stream(method, request):
                 request.resume_token = response.resume_token
-                heard = time.monotonic()
+                away_since = None
                 yield response
             return
         except ApiError as error:
-            away_s = time.monotonic() - heard
-            if error.code is not grpc.StatusCode.UNAVAILABLE or away_s > _GIVE_UP_S:
+            now = time.monotonic()
+            if away_since is None or now - called > _GIVE_UP_S:  # a stream may be silent for hours
+                away_since = now
+            if not _broke_off(error) or now - away_since > _GIVE_UP_S:
                 raise
             time.sleep(_RECONNECT_S)
+
+
+def _broke_off(error: ApiError) -> bool:
+    """Tell whether the stream may go on over another connection.
+
+    A proxy that loses the server in the middle of a stream resets it: INTERNAL, without the reason
+    that a server would name.
+    """
+    if error.code is grpc.StatusCode.INTERNAL:
+        return not error.reason
+    return error.code is grpc.StatusCode.UNAVAILABLE
