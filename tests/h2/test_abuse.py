@@ -20,6 +20,15 @@ CALM = ErrorCode.ENHANCE_YOUR_CALM
 ROUNDS = 20_000
 
 
+async def _wait(_: bytes, __: Any) -> bytes:
+    return await asyncio.Future()
+
+
+STUCK = grpc.method_handlers_generic_handler(
+    "stuck.Stuck", {"Wait": grpc.unary_unary_rpc_method_handler(_wait)}
+)
+
+
 @pytest.fixture
 async def serving(start: Start) -> AsyncIterator[Serving]:
     """A server whose well-behaved client is served before and after the attack."""
@@ -63,6 +72,51 @@ async def test_rapid_reset_of_calls_that_were_answered(serving: Serving) -> None
             for stream_id in range(1, ROUNDS, 2)
         )
         assert await flood(wire, *parts) == CALM
+
+
+async def test_rapid_reset_of_calls_whose_time_is_over(serving: Serving) -> None:
+    async with connected(serving.address) as wire:
+        parts = (
+            request(stream_id, grpc_timeout="1n") + frames.rst_stream(stream_id, ErrorCode.CANCEL)
+            for stream_id in range(1, ROUNDS, 2)
+        )
+        assert await flood(wire, *parts) == CALM
+
+
+async def test_a_client_that_resets_every_third_call_stays(start: Start) -> None:
+    serving = await start(reset_burst=20, reset_rate=0.0)
+    async with connected(serving.address) as wire:
+        for stream_id in range(1, 3_000, 6):
+            await wire.send(
+                call(stream_id),
+                call(stream_id + 2),
+                request(stream_id + 4),
+                frames.rst_stream(stream_id + 4, ErrorCode.CANCEL),
+            )
+            await wire.headers(stream_id + 2)
+
+
+@pytest.mark.parametrize(
+    ("answered", "timeout_s", "reset_burst"),
+    [pytest.param(2, 0.01, 100, id="every third"), pytest.param(0, 0.4, 20, id="all")],
+)
+async def test_a_client_whose_calls_run_out_of_time_stays(
+    start: Start, answered: int, timeout_s: float, reset_burst: int
+) -> None:
+    serving = await start(reset_burst=reset_burst, reset_rate=0.0, handlers=[STUCK])
+    async with grpc.aio.insecure_channel(serving.address) as channel:
+        echo: Any = channel.unary_unary(ECHO)
+        stuck: Any = channel.unary_unary("/stuck.Stuck/Wait")
+
+        async def calls() -> None:
+            for _ in range(3):
+                for _ in range(answered):
+                    assert await echo(b"x") == b"x"
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stuck(b"x", timeout=timeout_s)
+                assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+        await asyncio.gather(*[calls() for _ in range(50)])
 
 
 async def test_making_the_server_reset(serving: Serving) -> None:

@@ -50,6 +50,8 @@ class Connection(asyncio.Protocol):
         self.peer = ""
         self.streams: dict[int, Stream] = {}
         self.last_id = 0
+        self.num_calls = 0
+        """Calls that the peer has begun, and that were taken."""
         self.max_list_bytes = 1 << 16
         """Largest header list the peer takes."""
         self.block: tuple[int, int, list[bytes]] | None = None
@@ -132,7 +134,7 @@ class Connection(asyncio.Protocol):
         if stream_id > self.life.last_accepted:
             return
         if len(self.streams) >= self.limits.max_concurrent_streams:
-            self.tolerance.spend_reset()
+            self.tolerance.spend_reset(self.num_calls)
             self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
             return
         if head.malformed:
@@ -140,6 +142,7 @@ class Connection(asyncio.Protocol):
             return
         method = self.host.methods.find(head.path) if head.http_status == 200 else None
         stream = Stream(self, stream_id, head, method)
+        self.num_calls += 1
         self.streams[stream_id] = stream
         stream.received_at = self.loop.time()
         stream.remote_closed = end_stream
@@ -172,7 +175,7 @@ class Connection(asyncio.Protocol):
 
     def fail_stream(self, fault: H2StreamError) -> None:
         """Reset the stream whose rules were broken, and hold it against the peer."""
-        self.tolerance.spend_reset()
+        self.tolerance.spend_reset(self.num_calls)
         self._reset_id(fault.stream_id, fault.code)
         stream = self.streams.get(fault.stream_id)
         if stream is not None:

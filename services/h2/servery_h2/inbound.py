@@ -123,8 +123,10 @@ def _on_rst_stream(connection: Connection, flags: int, stream_id: int, payload: 
     _require(len(payload) == 4)
     if stream_id == 0 or _is_idle(connection, stream_id):
         raise _protocol_error("RST_STREAM on an idle stream")
-    connection.tolerance.spend_reset()
     stream = connection.streams.get(stream_id)
+    now = connection.loop.time()
+    if stream is None or now - stream.received_at < connection.limits.reset_patience_s:
+        connection.tolerance.spend_reset(connection.num_calls)
     if stream is not None:
         connection.close(stream, cancelled=True)
 

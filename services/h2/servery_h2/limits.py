@@ -8,6 +8,7 @@ from servery_h2.faults import calm
 from servery_h2.frames import MAX_WINDOW
 
 _CONTROL_PER_USEFUL: Final = 4  # Peers answer our frames with PING and WINDOW_UPDATE.
+_RESETS_PER_CALL: Final = 0.5  # Honest callers give up on some calls; an attacker resets all.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +41,15 @@ class Limits:
     """Request bytes of all calls in memory; beyond it the peer gets no window until some go."""
 
     reset_burst: int = 500
-    """Streams that may be reset at once (rapid reset), refilled by `reset_rate`."""
+    """Streams that may be reset at once (rapid reset), refilled by `reset_rate`, and by every
+    second call."""
 
     reset_rate: float = 50.0
     """Resets per second that are never held against the peer."""
+
+    reset_patience_s: float = 0.05
+    """Resets of calls whose caller waited that long are never held against it: how many it can
+    wait for is bounded by `max_concurrent_streams`."""
 
     control_burst: int = 2_000
     """Frames without use that may come at once: SETTINGS, PING, PRIORITY, WINDOW_UPDATE, unknown
@@ -106,15 +112,16 @@ class Budget:
 
     def spend(self) -> bool:
         """Take a token; False when there is none."""
+        if self._left < 1:
+            now = self._clock()
+            self.earn((now - self._at) * self._rate)
+            self._at = now
+            if self._left < 1:
+                return False
         self._left -= 1
-        if self._left >= 0:
-            return True
-        now = self._clock()
-        self._left = min(self._left + (now - self._at) * self._rate, self._burst - 1)
-        self._at = now
-        return self._left >= 0
+        return True
 
-    def earn(self, tokens: int) -> None:
+    def earn(self, tokens: float) -> None:
         """Give tokens back, up to the burst."""
         self._left = min(self._left + tokens, self._burst)
 
@@ -130,6 +137,7 @@ class Tolerance:
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self._resets = Budget(limits.reset_burst, limits.reset_rate, clock)
         self._control = Budget(limits.control_burst, limits.control_rate, clock)
+        self._calls = 0
         self._useful = 0
 
     def spend_control(self, useful: int) -> None:
@@ -148,11 +156,22 @@ class Tolerance:
         if not self._control.spend():
             raise calm("too many control frames")
 
-    def spend_reset(self) -> None:
+    def spend_reset(self, calls: int) -> None:
         """Count a reset stream.
+
+        Args:
+            calls: Calls the peer has begun so far; each pays for a part of a reset.
 
         Raises:
             H2ConnectionError: There were too many.
         """
+        if self._resets.spend():
+            return
+        self._resets.earn(_RESETS_PER_CALL * (calls - self._calls))
+        self._calls = calls
         if not self._resets.spend():
             raise calm("too many resets")
+
+    def forgive_reset(self) -> None:
+        """Expect one more reset: the deadline of a call passed here, and so it does at the peer."""
+        self._resets.earn(1)

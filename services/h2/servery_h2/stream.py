@@ -237,6 +237,7 @@ class Stream(Sending):
         if self.closed:
             return
         self.cancelled = True
+        self.connection.tolerance.forgive_reset()
         self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 
     def close(self, *, cancelled: bool) -> None:
