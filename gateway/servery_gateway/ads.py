@@ -16,7 +16,7 @@ import grpc
 
 from servery_gateway import xds_pool
 from servery_gateway.conversation import Conversation, Offer
-from servery_gateway.snapshot import ConfigurationRejectedError, Encoder, Snapshot
+from servery_gateway.snapshot import CLUSTER, ConfigurationRejectedError, Encoder, Snapshot
 from servery_rpc.errors import DependencyUnavailableError
 from servery_rpc.server import Service
 
@@ -71,11 +71,14 @@ class AdsServer:
             versions = snapshot.versions
             before, self._offer = self._offer, Offer(versions, encoded)
             changed = [k for k, v in versions.items() if not before or before.versions[k] != v]
+            # While a cluster warms, Envoy holds back what it makes of them all: only who changed
+            # them waits for that.
+            awaited = {k: v for k, v in versions.items() if k in changed or k != CLUSTER}
             self._wake()
             try:
                 async with asyncio.timeout(timeout_s), self._progress:
                     await self._progress.wait_for(
-                        lambda: all(stream.settled(versions) for stream in self._streams)
+                        lambda: all(stream.settled(awaited) for stream in self._streams)
                     )
             except TimeoutError:
                 raise DependencyUnavailableError("data plane") from None

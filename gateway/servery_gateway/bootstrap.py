@@ -11,6 +11,14 @@ from servery_gateway.snapshot import CLUSTER, LISTENER
 
 _MAX_CONNECTIONS: Final = 10_000
 MAX_HEAP_MIB: Final = 4096
+WARMING_METRIC: Final = "warming"
+"""How many clusters work by their settings of before; Envoy does not tell which."""
+
+HEALTHY_METRIC: Final = "healthy"
+"""How many servers of a cluster are healthy."""
+
+_SINK: Final = f"{EXTENSIONS}.stat_sinks.open_telemetry.v3.SinkConfig"
+_STATISTIC_NAME: Final = f"{EXTENSIONS}.matching.common_inputs.stats.v3.StatFullNameMatchInput"
 _TRACKED_FROM_LOG2_BYTES: Final = 20
 """Streams that hold at least this much may be reset when memory runs short; the largest first."""
 
@@ -64,7 +72,8 @@ def bootstrap(
         "application_log_config": {"log_format": {"json_format": _LOG_FORMAT}},
         "static_resources": {"clusters": [control_plane]},
         "dynamic_resources": _by_ads() if files is None else _by_files(files),
-        "stats_sinks": [_warming_report()],
+        "stats_sinks": [_cluster_report()],
+        "stats_flush_interval": "1s",
         "overload_manager": {
             "refresh_interval": "0.25s",
             "resource_monitors": [
@@ -114,34 +123,38 @@ def _by_files(directory: Path) -> Mapping[str, Any]:
     return {"cds_config": source(directory, CLUSTER), "lds_config": source(directory, LISTENER)}
 
 
-def _warming_report() -> Mapping[str, Any]:
-    """Tells the control plane, every 5 s, how many clusters are warming, and no other statistic."""
-    sink = f"{EXTENSIONS}.stat_sinks.open_telemetry.v3.SinkConfig"
-    by_name = f"{EXTENSIONS}.matching.common_inputs.stats.v3.StatFullNameMatchInput"
-    told = {
-        "predicate": {
-            "single_predicate": {
-                "input": typed("name", {"@type": by_name}),
-                "value_match": {"exact": "cluster_manager.warming_clusters"},
-            }
-        },
-        "on_match": {
-            "action": typed(
-                "tell", {"@type": f"{sink}.ConversionAction", "metric_name": "warming_clusters"}
-            )
-        },
-    }
+def _cluster_report() -> Mapping[str, Any]:
+    """Tells the control plane, every second, how each cluster is, and no other statistic."""
     return typed(
         "envoy.stat_sinks.open_telemetry",
         {
-            "@type": sink,
+            "@type": _SINK,
             "grpc_service": {"envoy_grpc": {"cluster_name": CONTROL_PLANE}},
             "custom_metric_conversions": {
-                "matcher_list": {"matchers": [told]},
-                "on_no_match": {"action": typed("drop", {"@type": f"{sink}.DropAction"})},
+                "matcher_list": {
+                    "matchers": [
+                        _told("cluster_manager.warming_clusters", WARMING_METRIC),
+                        _told(".membership_healthy", HEALTHY_METRIC),
+                    ]
+                },
+                "on_no_match": {"action": typed("drop", {"@type": f"{_SINK}.DropAction"})},
             },
         },
     )
+
+
+def _told(suffix: str, metric: str) -> Mapping[str, Any]:
+    return {
+        "predicate": {
+            "single_predicate": {
+                "input": typed("name", {"@type": _STATISTIC_NAME}),
+                "value_match": {"suffix": suffix},
+            }
+        },
+        "on_match": {
+            "action": typed("tell", {"@type": f"{_SINK}.ConversionAction", "metric_name": metric})
+        },
+    }
 
 
 def _monitor(name: str, config: str, **limits: int) -> Mapping[str, Any]:

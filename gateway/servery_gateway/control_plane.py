@@ -23,6 +23,7 @@ from servery_gateway.billing_store import BillingStore
 from servery_gateway.budget import month_of
 from servery_gateway.callers import Callers
 from servery_gateway.certificate import CertificateFiles
+from servery_gateway.cluster_watch import ClusterWatch
 from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
@@ -50,7 +51,6 @@ from servery_gateway.translation import GatewayState
 from servery_gateway.usage import day_of
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
-from servery_gateway.warming import WarmingWatch
 from servery_rpc.names import DEFAULT_TENANT
 from servery_rpc.server import RunningServer, serving
 
@@ -115,7 +115,8 @@ async def control_plane(
     ads = AdsServer()
     files = await asyncio.to_thread(ConfigurationFiles, settings.data_dir / "configuration")
     data_plane = DataPlane(ads, files, state)
-    routing = Routing(store, routes, pools, data_plane.refresh)
+    clusters = ClusterWatch(monotonic)
+    routing = Routing(store, routes, pools, data_plane.refresh, clusters)
     quotas = Quotas(store, quota_store, data_plane.refresh, now)
     billing = Billing(store, billing_store, data_plane.refresh, now)
     keyring = Keyring(
@@ -142,7 +143,7 @@ async def control_plane(
         ),
         ads.service,
         access_log.service,
-        WarmingWatch(monotonic).service,
+        clusters.service,
     )
     try:
         async with (
@@ -188,8 +189,7 @@ def _open_data(settings: GatewaySettings, now: datetime) -> tuple[Engine, bytes,
 
 def _uses_only(route: ModelRoute, pools: Sequence[str]) -> bool:
     """Tell whether a route fits these settings; one that does not waits for its pools."""
-    used = {pool for pool, _ in route.pools} | ({route.mirror_pool} if route.mirror_pool else set())
-    return used <= set(pools)
+    return set(route.all_pools) <= set(pools)
 
 
 def _certificate(settings: GatewaySettings) -> CertificateFiles | None:

@@ -25,6 +25,12 @@ class ModelRoute:
     mirror_pool: str = ""
     """Gets a copy of every unary call; empty: none does."""
 
+    @property
+    def all_pools(self) -> tuple[str, ...]:
+        """Every pool that gets calls or copies of them, each once."""
+        mirror = (self.mirror_pool,) if self.mirror_pool else ()
+        return tuple(dict.fromkeys((*(pool for pool, _ in self.pools), *mirror)))
+
 
 def parse_route(
     model: ModelName, pools: Sequence[tuple[str, int]], mirror_pool: str, known: Sequence[str]

@@ -36,7 +36,7 @@ class RouteServicer(pb_grpc.RouteServiceServicer):
             self._routing.pools,
         )
         await self._routing.set(route)
-        return pb.SetRouteResponse(route=_to_proto(route))
+        return pb.SetRouteResponse(route=self._to_proto(route))
 
     async def GetRoute(
         self, request: pb.GetRouteRequest, context: Context[Any, Any]
@@ -44,7 +44,7 @@ class RouteServicer(pb_grpc.RouteServiceServicer):
         """See route.proto."""
         caller_of(context).require("admin", DEFAULT_TENANT)
         route = await self._routing.get(ModelName.parse(request.name))
-        return pb.GetRouteResponse(route=_to_proto(route))
+        return pb.GetRouteResponse(route=self._to_proto(route))
 
     async def ListRoutes(
         self, request: pb.ListRoutesRequest, context: Context[Any, Any]
@@ -57,15 +57,22 @@ class RouteServicer(pb_grpc.RouteServiceServicer):
         more = len(routes) > page.size
         routes = routes[: page.size]
         return pb.ListRoutesResponse(
-            routes=[_to_proto(route) for route in routes],
+            routes=[self._to_proto(route) for route in routes],
             next_page_token=page_token("routes", str(routes[-1].model)) if more else "",
             pools=self._routing.pools,
         )
 
-
-def _to_proto(route: ModelRoute) -> pb.Route:
-    return pb.Route(
-        name=str(route.model),
-        pools=[pb.WeightedPool(pool=pool, weight=weight) for pool, weight in route.pools],
-        mirror_pool=route.mirror_pool,
-    )
+    def _to_proto(self, route: ModelRoute) -> pb.Route:
+        return pb.Route(
+            name=str(route.model),
+            pools=[pb.WeightedPool(pool=pool, weight=weight) for pool, weight in route.pools],
+            mirror_pool=route.mirror_pool,
+            warnings=[
+                pb.PoolWarning(
+                    pool=warning.pool,
+                    problem=pb.PoolProblem.Value(f"POOL_PROBLEM_{warning.problem.upper()}"),
+                    message=warning.message,
+                )
+                for warning in self._routing.warnings(route)
+            ],
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 from typer.testing import CliRunner, Result
 
 from servery.cli.__main__ import app
@@ -41,6 +43,8 @@ class Pools:
     gpu: Backend
     doors: Mapping[str, RestBackend]
     """Pool to its HTTP door."""
+    spare: AsyncExitStack
+    """The servers of a third pool."""
 
     @property
     def cpu(self) -> Backend:
@@ -69,9 +73,14 @@ async def pools(module_directory: Path) -> AsyncIterator[Pools]:
     settings = settings_for(
         module_directory,
         inference_http=f"unix:{module_directory}/cpu-http.sock",
-        inference_pools=(f"gpu=unix:{module_directory}/gpu.sock",),
-        inference_http_pools=(f"gpu=unix:{module_directory}/gpu-http.sock",),
+        inference_pools=tuple(f"{p}=unix:{module_directory}/{p}.sock" for p in ("gpu", "spare")),
+        inference_http_pools=tuple(
+            f"{p}=unix:{module_directory}/{p}-http.sock" for p in ("gpu", "spare")
+        ),
     )
+    spare = AsyncExitStack()
+    spare.enter_context(rest_backend(module_directory / "spare-http.sock"))
+    await spare.enter_async_context(backend("inference", module_directory / "spare.sock"))
     with (
         rest_backend(module_directory / "cpu-http.sock") as cpu_door,
         rest_backend(module_directory / "gpu-http.sock") as gpu_door,
@@ -81,8 +90,9 @@ async def pools(module_directory: Path) -> AsyncIterator[Pools]:
             backend("inference", module_directory / "gpu.sock") as gpu,
             control_plane(settings),
             running_stack(settings, module_directory) as stack,
+            spare,
         ):
-            yield Pools(stack, gpu, doors)
+            yield Pools(stack, gpu, doors, spare)
 
 
 async def test_a_model_goes_to_its_pool_and_the_others_stay(pools: Pools) -> None:
@@ -176,7 +186,7 @@ async def test_a_route_is_told_as_it_was_set(pools: Pools) -> None:
         pb.ListRoutesRequest(page_size=1, page_token=first.next_page_token)
     )
     assert [r.name for r in (*first.routes, *second.routes)] == [DIGITS, other]
-    assert list(first.pools) == ["default", "gpu"]
+    assert list(first.pools) == ["default", "gpu", "spare"]
     for name in (DIGITS, other):
         await pools.set(name)
     got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
@@ -196,7 +206,7 @@ async def test_routes_by_command(pools: Pools) -> None:
     stored = await servery("set", "digits", *canary)
     assert stored.stdout.split()[-4:] == [DIGITS, "default:90%", "gpu:10%", "gpu"]
     listed = json.loads((await servery("list", "-o", "json")).stdout)
-    assert listed["pools"] == ["default", "gpu"]
+    assert listed["pools"] == ["default", "gpu", "spare"]
     assert [route["name"] for route in listed["routes"]] == [DIGITS]
     assert (await servery("delete", DIGITS)).exit_code == 0
     assert "default:100%" in (await servery("show", "digits")).stdout
@@ -272,3 +282,34 @@ async def test_a_route_that_an_envoy_refuses_is_rolled_back(pools: Pools) -> Non
     got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
     assert [share.pool for share in got.route.pools] == ["default"]
     assert await pools.infer(await pools.stack.token(infer=["*"])) == "default"
+
+
+async def test_a_route_to_servers_that_are_not_there_is_told_so(pools: Pools, build: Any) -> None:
+    route = pb.Route(name=DIGITS, pools=[pb.WeightedPool(pool="default", weight=1)])
+    route.mirror_pool = "spare"
+
+    async def warnings() -> list[pb.PoolWarning]:
+        return list((await pools.routes.SetRoute(pb.SetRouteRequest(route=route))).route.warnings)
+
+    assert not await warnings()
+    await pools.spare.aclose()
+
+    async def told() -> bool:
+        return bool(await warnings())
+
+    await build.until(told, 10)
+    (warning,) = await warnings()
+    assert warning.pool == "spare"
+    assert warning.problem == pb.POOL_PROBLEM_NO_HEALTHY_SERVER
+    labels = {"cluster": "inference-pool-spare"}
+    assert REGISTRY.get_sample_value("servery_gateway_cluster_without_server", labels) == 1
+    got = await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))
+    assert list(got.route.warnings) == [warning]
+    key = await pools.stack.new_key(admin=["*"])
+    options = ["--address", pools.stack.settings.public_listen, "--api-key", key.secret]
+    shown = await asyncio.to_thread(
+        lambda: CliRunner().invoke(app, [*options, "routes", "show", "digits"])
+    )
+    assert warning.message in shown.stderr
+    await pools.set()
+    assert not (await pools.routes.GetRoute(pb.GetRouteRequest(name=DIGITS))).route.warnings

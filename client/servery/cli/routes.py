@@ -1,11 +1,12 @@
 """`servery routes`: which pools of inference servers answer for a model."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from servery.cli.output import Format, Output, as_dict, out, print_json, print_table
+from servery.cli.output import Format, Output, as_dict, err, out, print_json, print_table
 from servery.cli.session import connect
 from servery.gateway.v1 import route_pb2 as pb
 
@@ -74,11 +75,13 @@ def _show(route: pb.Route, output: Format) -> None:
         _print_table([route])
 
 
-def _print_table(routes: Iterable[pb.Route]) -> None:
+def _print_table(routes: Collection[pb.Route]) -> None:
     print_table(
         ["MODEL", "POOLS", "MIRROR"],
         ((route.name, _shares(route), route.mirror_pool or "-") for route in routes),
     )
+    for warning in dict.fromkeys(w.message for route in routes for w in route.warnings):
+        err.print(f"[yellow]warning[/yellow]: {escape(warning)}")
 
 
 def _shares(route: pb.Route) -> str:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/route.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\",\n\x0cWeightedPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"[\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x05pools\x18\x02 \x03(\x0b\x32 .servery.gateway.v1.WeightedPool\x12\x13\n\x0bmirror_pool\x18\x03 \x01(\t\";\n\x0fSetRouteRequest\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"<\n\x10SetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"\x1f\n\x0fGetRouteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\":\n\x11ListRoutesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x12ListRoutesResponse\x12)\n\x06routes\x18\x01 \x03(\x0b\x32\x19.servery.gateway.v1.Route\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05pools\x18\x03 \x03(\t2\x96\x03\n\x0cRouteService\x12\x8f\x01\n\x08SetRoute\x12#.servery.gateway.v1.SetRouteRequest\x1a$.servery.gateway.v1.SetRouteResponse\"8\x82\xd3\xe4\x93\x02\x32\x1a)/v1/{route.name=tenants/*/models/*}/route:\x05route\x12\x82\x01\n\x08GetRoute\x12#.servery.gateway.v1.GetRouteRequest\x1a$.servery.gateway.v1.GetRouteResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/{name=tenants/*/models/*}/route\x12o\n\nListRoutes\x12%.servery.gateway.v1.ListRoutesRequest\x1a&.servery.gateway.v1.ListRoutesResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/routesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/route.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\",\n\x0cWeightedPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"\x8e\x01\n\x05Route\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x05pools\x18\x02 \x03(\x0b\x32 .servery.gateway.v1.WeightedPool\x12\x13\n\x0bmirror_pool\x18\x03 \x01(\t\x12\x31\n\x08warnings\x18\x14 \x03(\x0b\x32\x1f.servery.gateway.v1.PoolWarning\"^\n\x0bPoolWarning\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x30\n\x07problem\x18\x02 \x01(\x0e\x32\x1f.servery.gateway.v1.PoolProblem\x12\x0f\n\x07message\x18\x03 \x01(\t\";\n\x0fSetRouteRequest\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"<\n\x10SetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\"\x1f\n\x0fGetRouteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetRouteResponse\x12(\n\x05route\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Route\":\n\x11ListRoutesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x12ListRoutesResponse\x12)\n\x06routes\x18\x01 \x03(\x0b\x32\x19.servery.gateway.v1.Route\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05pools\x18\x03 \x03(\t*i\n\x0bPoolProblem\x12\x1c\n\x18POOL_PROBLEM_UNSPECIFIED\x10\x00\x12\x18\n\x14POOL_PROBLEM_WARMING\x10\x01\x12\"\n\x1ePOOL_PROBLEM_NO_HEALTHY_SERVER\x10\x02\x32\x96\x03\n\x0cRouteService\x12\x8f\x01\n\x08SetRoute\x12#.servery.gateway.v1.SetRouteRequest\x1a$.servery.gateway.v1.SetRouteResponse\"8\x82\xd3\xe4\x93\x02\x32\x1a)/v1/{route.name=tenants/*/models/*}/route:\x05route\x12\x82\x01\n\x08GetRoute\x12#.servery.gateway.v1.GetRouteRequest\x1a$.servery.gateway.v1.GetRouteResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/{name=tenants/*/models/*}/route\x12o\n\nListRoutes\x12%.servery.gateway.v1.ListRoutesRequest\x1a&.servery.gateway.v1.ListRoutesResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/routesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,22 +38,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTESERVICE'].methods_by_name['GetRoute']._serialized_options = b'\202\323\344\223\002%\022#/v1/{name=tenants/*/models/*}/route'
   _globals['_ROUTESERVICE'].methods_by_name['ListRoutes']._loaded_options = None
   _globals['_ROUTESERVICE'].methods_by_name['ListRoutes']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/routes'
+  _globals['_POOLPROBLEM']._serialized_start=754
+  _globals['_POOLPROBLEM']._serialized_end=859
   _globals['_WEIGHTEDPOOL']._serialized_start=84
   _globals['_WEIGHTEDPOOL']._serialized_end=128
-  _globals['_ROUTE']._serialized_start=130
-  _globals['_ROUTE']._serialized_end=221
-  _globals['_SETROUTEREQUEST']._serialized_start=223
-  _globals['_SETROUTEREQUEST']._serialized_end=282
-  _globals['_SETROUTERESPONSE']._serialized_start=284
-  _globals['_SETROUTERESPONSE']._serialized_end=344
-  _globals['_GETROUTEREQUEST']._serialized_start=346
-  _globals['_GETROUTEREQUEST']._serialized_end=377
-  _globals['_GETROUTERESPONSE']._serialized_start=379
-  _globals['_GETROUTERESPONSE']._serialized_end=439
-  _globals['_LISTROUTESREQUEST']._serialized_start=441
-  _globals['_LISTROUTESREQUEST']._serialized_end=499
-  _globals['_LISTROUTESRESPONSE']._serialized_start=501
-  _globals['_LISTROUTESRESPONSE']._serialized_end=604
-  _globals['_ROUTESERVICE']._serialized_start=607
-  _globals['_ROUTESERVICE']._serialized_end=1013
+  _globals['_ROUTE']._serialized_start=131
+  _globals['_ROUTE']._serialized_end=273
+  _globals['_POOLWARNING']._serialized_start=275
+  _globals['_POOLWARNING']._serialized_end=369
+  _globals['_SETROUTEREQUEST']._serialized_start=371
+  _globals['_SETROUTEREQUEST']._serialized_end=430
+  _globals['_SETROUTERESPONSE']._serialized_start=432
+  _globals['_SETROUTERESPONSE']._serialized_end=492
+  _globals['_GETROUTEREQUEST']._serialized_start=494
+  _globals['_GETROUTEREQUEST']._serialized_end=525
+  _globals['_GETROUTERESPONSE']._serialized_start=527
+  _globals['_GETROUTERESPONSE']._serialized_end=587
+  _globals['_LISTROUTESREQUEST']._serialized_start=589
+  _globals['_LISTROUTESREQUEST']._serialized_end=647
+  _globals['_LISTROUTESRESPONSE']._serialized_start=649
+  _globals['_LISTROUTESRESPONSE']._serialized_end=752
+  _globals['_ROUTESERVICE']._serialized_start=862
+  _globals['_ROUTESERVICE']._serialized_end=1268
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PoolProblem:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PoolProblemEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PoolProblem.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POOL_PROBLEM_UNSPECIFIED: _PoolProblem.ValueType  # 0
+    """Not used."""
+    POOL_PROBLEM_WARMING: _PoolProblem.ValueType  # 1
+    """A gateway process accepted settings and does not know all of their servers yet: the pools of
+    those work by their settings of before.
+    """
+    POOL_PROBLEM_NO_HEALTHY_SERVER: _PoolProblem.ValueType  # 2
+    """No server of the pool is healthy, or none can be resolved: calls that go there are refused."""
+
+class PoolProblem(_PoolProblem, metaclass=_PoolProblemEnumTypeWrapper):
+    """What is wrong with a pool."""
+
+POOL_PROBLEM_UNSPECIFIED: PoolProblem.ValueType  # 0
+"""Not used."""
+POOL_PROBLEM_WARMING: PoolProblem.ValueType  # 1
+"""A gateway process accepted settings and does not know all of their servers yet: the pools of
+those work by their settings of before.
+"""
+POOL_PROBLEM_NO_HEALTHY_SERVER: PoolProblem.ValueType  # 2
+"""No server of the pool is healthy, or none can be resolved: calls that go there are refused."""
+Global___PoolProblem: _TypeAlias = PoolProblem  # noqa: Y015
 
 @_typing.final
 class WeightedPool(_message.Message):
@@ -53,6 +82,7 @@ class Route(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
     MIRROR_POOL_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model, `tenants/{tenant}/models/{model}`. It need not exist."""
     mirror_pool: _builtins.str
@@ -61,20 +91,57 @@ class Route(_message.Message):
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightedPool]:
         """At most 10, each once. Empty means `default`."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolWarning]:
+        """Why calls by this route may fail, although it is in force: what gateway processes saw of its
+        pools within the last three seconds. Set by the server.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         pools: _abc.Iterable[Global___WeightedPool] | None = ...,
         mirror_pool: _builtins.str = ...,
+        warnings: _abc.Iterable[Global___PoolWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mirror_pool", b"mirror_pool", "name", b"name", "pools", b"pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mirror_pool", b"mirror_pool", "name", b"name", "pools", b"pools", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class PoolWarning(_message.Message):
+    """Why calls that go to a pool may fail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """The pool. Empty: it is not known which."""
+    problem: Global___PoolProblem.ValueType
+    """What is wrong with it."""
+    message: _builtins.str
+    """The same for people."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        problem: Global___PoolProblem.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "pool", b"pool", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolWarning: _TypeAlias = PoolWarning  # noqa: Y015
 
 @_typing.final
 class SetRouteRequest(_message.Message):
