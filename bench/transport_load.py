@@ -41,14 +41,22 @@ class Load(asyncio.Protocol):
         body: The message of each.
         end: When the last calls begin, by `time.perf_counter`.
         fields: The header of each.
+        pause_s: From the answer of a call to the next one.
     """
 
     def __init__(
-        self, streams: int, body: bytes, end: float, fields: list[tuple[str, str]] = FIELDS
+        self,
+        streams: int,
+        body: bytes,
+        end: float,
+        fields: list[tuple[str, str]] = FIELDS,
+        pause_s: float = 0.0,
     ) -> None:
         self.latencies_s: list[float] = []
         self.failed = 0
-        self.done = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.done = self._loop.create_future()
+        self._pause_s = pause_s
         self._streams = streams
         self._message = b"\0" + len(body).to_bytes(4) + body
         self._end = end
@@ -83,7 +91,9 @@ class Load(asyncio.Protocol):
                 break
             if kind == frames.HEADERS and flags & frames.END_STREAM:
                 self.latencies_s.append(now - self._began.pop(stream_id))
-                if now < self._end:
+                if self._pause_s:
+                    self._loop.call_later(self._pause_s, self._after_pause)
+                elif now < self._end:
                     out.append(self._request())
             elif kind != frames.DATA:
                 out.append(self._control(kind, flags, stream_id, data[at + 9 : stop]))
@@ -92,6 +102,15 @@ class Load(asyncio.Protocol):
         reply = b"".join(out)
         if reply:
             self._transport.write(reply)
+        self._stop_at_end(now)
+
+    def _after_pause(self) -> None:
+        now = time.perf_counter()
+        if now < self._end and not self._transport.is_closing():
+            self._transport.write(self._request())
+        self._stop_at_end(now)
+
+    def _stop_at_end(self, now: float) -> None:
         if not self._began and now >= self._end and self._next_id > 1 and not self.done.done():
             self.done.set_result(None)
             self._transport.abort()
@@ -180,7 +199,10 @@ async def load(args: argparse.Namespace) -> None:
     loads = [
         (
             await loop.create_connection(
-                lambda: Load(args.streams, body, end), host, int(port), ssl=tls
+                lambda: Load(args.streams, body, end, pause_s=args.pause_s),
+                host,
+                int(port),
+                ssl=tls,
             )
         )[1]
         for _ in range(args.connections)
@@ -208,5 +230,6 @@ if __name__ == "__main__":
     parser.add_argument("--streams", type=int, default=1, help="calls at once per connection")
     parser.add_argument("--bytes", type=int, default=3_136, help="size of a request message")
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--pause-s", type=float, default=0.0, help="before the next call")
     parser.add_argument("--ca", help="verify TLS against this; without it, no TLS")
     uvloop.run(load(parser.parse_args()))

@@ -4,8 +4,10 @@ A server process answers a well-behaved load while another process attacks it: r
 of PING, SETTINGS and CONTINUATION, header bombs, bodies that stop, windows of zero, connections
 dropped anywhere. Every interval prints what the load saw without and with the attack beside it, and
 what the server holds. Exit status 1 if memory or descriptors grew, or a call of the load failed.
+`--pause-s` leaves the machine to others: so long from an answer to the next call of its stream, and
+from attack to attack.
 
-    python bench/transport_soak.py --minutes 60
+    python bench/transport_soak.py --minutes 60 [--pause-s 0.05]
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def attacks() -> dict[str, bytes]:
     }
 
 
-def attack(port: int) -> None:
+def attack(port: int, pause_s: float) -> None:
     """Attack for ever, one attack after the other."""
     prepared = list(attacks().values())
     for number in range(sys.maxsize):
@@ -92,13 +94,14 @@ def attack(port: int) -> None:
             sock.sendall(payload)
             while sock.recv(1 << 16):
                 pass
+        time.sleep(pause_s)
 
 
-def load(port: int, seconds: float) -> Any:
+def load(port: int, seconds: float, pause_s: float) -> Any:
     """Load the server; return what the load saw."""
     script = str(Path(__file__).with_name("transport_load.py"))
     shape = ["--connections", "4", "--streams", "2", "--seconds", str(seconds)]
-    command = [sys.executable, script, f"127.0.0.1:{port}", *shape]
+    command = [sys.executable, script, f"127.0.0.1:{port}", *shape, "--pause-s", str(pause_s)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     return json.loads(done.stdout)
 
@@ -110,7 +113,7 @@ def held(pid: int) -> tuple[float, int]:
     return int(resident.split()[1]) / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def soak(minutes: float, interval_s: float, kind: str) -> int:
+def soak(minutes: float, interval_s: float, kind: str, pause_s: float) -> int:
     """Run, print the table, return the exit status."""
     end = time.monotonic() + minutes * 60
     seen: list[tuple[float, int]] = []
@@ -120,10 +123,11 @@ def soak(minutes: float, interval_s: float, kind: str) -> int:
             f"{'minute':>6} {'req/s':>7} {'p99 us':>7} {'attacked':>8} {'p99 us':>7} {'MiB':>6} fds"
         )
         while time.monotonic() < end:
-            alone = load(port, interval_s / 2)
-            attacker = subprocess.Popen([sys.executable, __file__, "--attack", str(port)])  # noqa: S603
+            alone = load(port, interval_s / 2, pause_s)
+            attacking = ["--attack", str(port), "--pause-s", str(pause_s)]
+            attacker = subprocess.Popen([sys.executable, __file__, *attacking])  # noqa: S603
             try:
-                attacked = load(port, interval_s / 2)
+                attacked = load(port, interval_s / 2, pause_s)
             finally:
                 if attacker.poll() is not None:
                     raise RuntimeError("the attacker ended by itself")
@@ -150,9 +154,10 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--interval-s", type=float, default=20.0)
     parser.add_argument("--kind", choices=["raw", "task"], default="raw")
+    parser.add_argument("--pause-s", type=float, default=0.0, help="of callers and attackers")
     parser.add_argument("--attack", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Ends the server too.
     if arguments.attack:
-        attack(arguments.attack)
-    sys.exit(soak(arguments.minutes, arguments.interval_s, arguments.kind))
+        attack(arguments.attack, arguments.pause_s)
+    sys.exit(soak(arguments.minutes, arguments.interval_s, arguments.kind, arguments.pause_s))
