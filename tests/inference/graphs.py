@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,19 @@ def plus(number: float) -> bytes:
     node = helper.make_node("Add", ["x", "w"], ["y"])
     shape = ("batch", 2)
     return model([node], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [weight])
+
+
+def parts(factor: float = 10) -> bytes:
+    """As `plus` takes, `x` FP32 [batch, 2]; `parts` is `x` times `factor`, `total` is their sum."""
+    weight = numpy_helper.from_array(np.full(2, factor, np.float32), "w")
+    axes = numpy_helper.from_array(np.array([1]), "axes")
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["parts"]),
+        helper.make_node("ReduceSum", ["parts", "axes"], ["total"]),
+    ]
+    shape = ("batch", 2)
+    outputs = [value("parts", "FP32", shape), value("total", "FP32", ("batch", 1))]
+    return model(nodes, [value("x", "FP32", shape)], outputs, [weight, axes])
 
 
 def dense(seed: int = 0, sizes: Sequence[int] = (784, 128, 10)) -> bytes:
@@ -172,11 +186,15 @@ def running_sum() -> bytes:
 
 
 def npz(
-    inputs: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: float = 1e-5
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    tolerance: float = 1e-5,
+    explanations: Mapping[str, Array] = MappingProxyType({}),
 ) -> bytes:
     """The bytes of a `golden.npz`."""
     arrays: dict[str, Any] = {f"input:{name}": array for name, array in inputs.items()}
     arrays |= {f"output:{name}": array for name, array in outputs.items()}
+    arrays |= {f"explain:{name}": array for name, array in explanations.items()}
     stream = io.BytesIO()
     np.savez(stream, tolerance=np.float64(tolerance), **arrays)
     return stream.getvalue()
@@ -196,6 +214,25 @@ def plus_bundle(number: float, golden: float | None = None) -> dict[str, bytes]:
         "model.onnx": plus(number),
         "signature.json": json.dumps(signature).encode(),
         "golden.npz": npz({"x": x}, {"y": answer}),
+    }
+
+
+def explained_plus_bundle(number: float, factor: float = 10) -> dict[str, bytes]:
+    """A bundle of `plus(number)` with `parts(factor)`, and golden rows of both."""
+    bundle = plus_bundle(number)
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    shares = x * np.float32(factor)
+    told = {"parts": shares, "total": shares.sum(axis=1, keepdims=True)}
+    outputs = [
+        {"name": name, "datatype": "FP32", "shape": [-1, array.shape[1]], "meaning": "a share"}
+        for name, array in told.items()
+    ]
+    signature = {**json.loads(bundle["signature.json"]), "explanation": {"outputs": outputs}}
+    return {
+        **bundle,
+        "signature.json": json.dumps(signature).encode(),
+        "golden.npz": npz({"x": x}, {"y": x + np.float32(number)}, explanations=told),
+        "explain.onnx": parts(factor),
     }
 
 

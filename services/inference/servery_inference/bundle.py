@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from servery_inference import explanation
 from servery_inference.model_config import GRAPH, GivenConfig
 
 
@@ -25,3 +26,9 @@ class Bundle:
     def graph(self) -> Path:
         """The file with the graph."""
         return self.folder / (self.config.message.default_model_filename or GRAPH)
+
+    @property
+    def explanation(self) -> Path | None:
+        """The file with the graph that explains the answers of the other one, if there is one."""
+        path = self.folder / explanation.FILE
+        return path if path != self.graph and path.is_file() else None

@@ -23,6 +23,7 @@ from servery_rpc.errors import FieldInvalidError
 _RAW_INPUT: Final = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUT: Final = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 
+_EXPLAIN: Final = "explain"
 _KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "sequence_id": ("int64_param", "string_param"),
     "sequence_start": ("bool_param",),
@@ -30,8 +31,9 @@ _KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "priority": ("int64_param", "uint64_param"),
     "timeout": ("int64_param",),
     "triton_enable_empty_final_response": ("bool_param",),
+    _EXPLAIN: ("bool_param",),
 }
-"""The kinds that the parameters of the protocol may have."""
+"""The kinds that the parameters of the protocol may have, and our own."""
 
 _TERMS: Final[Mapping[str, str]] = {
     "priority": "priority",
@@ -97,6 +99,7 @@ def parse(
         _terms(request.parameters) if request.parameters else NO_TERMS,
         placements,
         shares or any(placement.region for placement in placements.values()),
+        _EXPLAIN in request.parameters and request.parameters[_EXPLAIN].bool_param,
     )
 
 

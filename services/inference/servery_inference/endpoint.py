@@ -69,7 +69,8 @@ class InferEndpoint:
         Raises:
             ServeryError: It is refused, or does not fit the model.
         """
-        with self._repository.lease(request.model, request.version) as servable:
+        with self._repository.lease(request.model, request.version) as found:
+            servable = found.explainer() if request.explain else found
             answer = await servable.infer(request, deadline)
             if not request.placements:
                 return answer

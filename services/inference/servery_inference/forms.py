@@ -114,6 +114,8 @@ class Form:
         """
         if request.terms != NO_TERMS or request.placements or request.shares_memory:
             return None
+        if request.explain:
+            return None
         if not servable.is_direct or any(
             tensor.raw is None or tensor.datatype in _LOOKED_AT for tensor in request.inputs
         ):

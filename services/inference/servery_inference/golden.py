@@ -5,7 +5,7 @@ The file is described in docs/reference/bundle.md.
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,6 +26,9 @@ class Golden:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     tolerance: float
+
+    explanations: Mapping[str, Array] = field(default_factory=dict)
+    """What the graph that explains gives for the rows; empty if that is not known."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -48,7 +51,12 @@ class Golden:
             raise LoadFailedError(f"{FILE} has no array 'tolerance'") from None
         except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile):
             raise LoadFailedError(f"{FILE} is not an NPZ file without objects") from None
-        return cls(_under("input:", members), _under("output:", members), tolerance)
+        return cls(
+            _under("input:", members),
+            _under("output:", members),
+            tolerance,
+            _under("explain:", members),
+        )
 
     def check(self, engine: Engine) -> None:
         """Run the rows and compare the answers.
@@ -56,13 +64,21 @@ class Golden:
         Raises:
             LoadFailedError: They are not reproduced within the tolerance, or are of another model.
         """
+        self._check(engine, self.outputs)
+
+    def check_explanation(self, engine: Engine) -> None:
+        """Compare what the graph that explains gives, if it is known; see `check`."""
+        if self.explanations:
+            self._check(engine, self.explanations)
+
+    def _check(self, engine: Engine, expected: Mapping[str, Array]) -> None:
         _check_names("input", self.inputs, engine.signature.inputs)
-        _check_names("output", self.outputs, engine.signature.outputs)
+        _check_names("output", expected, engine.signature.outputs)
         try:
-            got = engine.run(self.inputs, list(self.outputs))
+            got = engine.run(self.inputs, list(expected))
         except RunFailedError as error:
             raise LoadFailedError(f"the golden rows cannot be run: {error}") from None
-        for (name, golden), answer in zip(self.outputs.items(), got, strict=True):
+        for (name, golden), answer in zip(expected.items(), got, strict=True):
             _compare(name, answer, golden, self.tolerance)
 
     def rows(self, count: int) -> dict[str, Array]:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from servery_inference.ensemble_members import Lease
 from servery_inference.ensemble_plan import Plan, complete
 from servery_inference.ensembles import Ensemble
 from servery_inference.execution import Execution
+from servery_inference.explanation import blamed
 from servery_inference.graph_cache import GraphCache
 from servery_inference.options import EngineSettings, ModelOptions
 from servery_inference.preparation import Prepared, prepare
@@ -133,16 +134,24 @@ class Loader:
         needed_bytes = await self.quietly(partial(_size_bytes, bundle, options))
         if self._sandbox and not bundle.is_admitted:
             grown_bytes = await self._sandbox.admit(bundle.graph)
+            if bundle.explanation is not None:
+                with blamed():
+                    grown_bytes += await self._sandbox.admit(bundle.explanation)
             needed_bytes = max(needed_bytes, grown_bytes)
         self._ledger.reserve(needed_bytes)
         try:
             prepared = await self._prepared(model, bundle, options)
-            turns = self._limiter.join(demands(prepared.config)) if self._limiter else None
+            turns = self._turns(prepared)
+            explaining = self._turns(prepared.explanation) if prepared.explanation else None
         except BaseException:
             self._ledger.release(needed_bytes)
             raise
         servable = self._servable(model, version, prepared, options, turns)
-        self._held[servable] = _Held(needed_bytes, turns)
+        if prepared.explanation:
+            servable.explanation = self._servable(
+                model, version, prepared.explanation, options, explaining, servable.statistics
+            )
+        self._held[servable] = _Held(needed_bytes, [each for each in (turns, explaining) if each])
         servable.statistics.memory_bytes = _by_device(needed_bytes, options)
         servable.load_s = time.perf_counter() - began
         return servable
@@ -152,8 +161,8 @@ class Loader:
         self._cache.drop(servable.statistics)
         if held := self._held.pop(servable, None):
             self._ledger.release(held.num_bytes)
-            if held.turns is not None:
-                held.turns.close()
+            for turns in held.turns:
+                turns.close()
 
     async def _prepared(self, model: str, bundle: Bundle, options: ModelOptions) -> Prepared:
         # ONNX Runtime's own threads inherit the priority of the one that makes the session, and
@@ -170,6 +179,7 @@ class Loader:
         prepared: Prepared,
         options: ModelOptions,
         turns: Turns | None,
+        statistics: ModelStatistics | None = None,
     ) -> Servable:
         threads, warmth = self._threads, prepared.warmth
         executor = BudgetedExecutor(threads.runs, threads.budget, options.num_threads)
@@ -190,9 +200,9 @@ class Loader:
             runner: Runner = trace.runner(batcher) if trace else batcher
             if sequences is not None:
                 return Sequences(model, sequences, runner, self._room)
-            return self._cached(config, runner, statistics)
+            return self._cached(config, runner, statistics, prepared.file)
 
-        return Servable(model, version, config, prepared.labels, make_runner)
+        return Servable(model, version, config, prepared.labels, make_runner, statistics)
 
     def _ensemble(self, model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
         config = complete(model, bundle.config.message)
@@ -203,9 +213,14 @@ class Loader:
 
         return Servable(model, version, config, {}, make_runner)
 
-    def _cached(self, config: ModelConfig, runner: Runner, statistics: ModelStatistics) -> Runner:
+    def _turns(self, prepared: Prepared) -> Turns | None:
+        return self._limiter.join(demands(prepared.config)) if self._limiter else None
+
+    def _cached(
+        self, config: ModelConfig, runner: Runner, statistics: ModelStatistics, graph: str = ""
+    ) -> Runner:
         if config.response_cache.enable and self._cache.max_bytes:
-            return CachedRunner(self._cache, runner, statistics)
+            return CachedRunner(self._cache, runner, statistics, graph)
         return runner
 
 
@@ -214,7 +229,7 @@ class _Held:
     """What a loaded version takes of what all share."""
 
     num_bytes: int
-    turns: Turns | None
+    turns: Sequence[Turns]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,9 @@ class InferRequest:
     shares_memory: bool = False
     """Whether an input or output is in shared memory."""
 
+    explain: bool = False
+    """Whether an explanation is wanted instead of the answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Output:

@@ -67,12 +67,16 @@ class CachedRunner:
         cache: Shared with others.
         runner: Runs what is not in the cache.
         statistics: Gets hits and misses; also what tells this version from all others.
+        graph: What tells the graph that is run from others of the version.
     """
 
-    def __init__(self, cache: ResponseCache, runner: Runner, statistics: ModelStatistics) -> None:
+    def __init__(
+        self, cache: ResponseCache, runner: Runner, statistics: ModelStatistics, graph: str
+    ) -> None:
         self._cache = cache
         self._runner = runner
         self._statistics = statistics
+        self._graph = graph
 
     async def run(
         self,
@@ -86,9 +90,9 @@ class CachedRunner:
         """Answer one request; see `Runner.run`."""
         start = time.perf_counter_ns()
         if sum(array.nbytes for array in feed.values()) <= _INLINE_BYTES:
-            digest = digest_of(feed, names)
+            digest = digest_of(feed, (self._graph, *names))
         else:
-            digest = await asyncio.to_thread(digest_of, feed, names)
+            digest = await asyncio.to_thread(digest_of, feed, (self._graph, *names))
         key = self._statistics, digest
         values = self._cache.get(key)
         looked_up_ns = time.perf_counter_ns() - start

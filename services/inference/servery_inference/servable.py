@@ -10,6 +10,7 @@ from servery.inference.v1.model_config_pb2 import ModelConfig
 from servery_inference.batcher import Batcher, ModelCannotRunError
 from servery_inference.classification import Labels
 from servery_inference.execution import Run
+from servery_inference.explanation import ExplanationUnavailableError
 from servery_inference.model_config import offered
 from servery_inference.queueing import (
     DeadlineUnreachableError,
@@ -44,6 +45,7 @@ class Servable:
         config: What it is told to be, complete; see `model_completion.resolve`.
         labels: Names of classes, by output.
         make_runner: Makes what runs its requests, which counts runs where it is told to.
+        statistics: Where to count, if that is not to begin anew.
     """
 
     def __init__(
@@ -53,15 +55,19 @@ class Servable:
         config: ModelConfig,
         labels: Labels,
         make_runner: Callable[[ModelStatistics], Runner],
+        statistics: ModelStatistics | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self.config = config
         self.signature = offered(config)
-        self.statistics = ModelStatistics()
+        self.statistics = statistics or ModelStatistics()
         self.labels = labels
         self.load_s = 0.0
         """How long it took until it could answer."""
+
+        self.explanation: Servable | None = None
+        """Takes the same inputs, and explains what this one answers; None if nothing does."""
 
         self._runner = make_runner(self.statistics)
         self._batcher = self._runner if isinstance(self._runner, Batcher) else None
@@ -82,6 +88,17 @@ class Servable:
     def joinable(self, count: int, rows: int, size: int) -> int:
         """Tell how many of `count` plain requests should share a run; see `Batcher.joinable`."""
         return 1 if self._batcher is None else self._batcher.joinable(count, rows, size)
+
+    def explainer(self) -> "Servable":
+        """Return what explains its answers; leases of this version keep it loaded too.
+
+        Raises:
+            ExplanationUnavailableError: Nothing does.
+        """
+        if self.explanation is None:
+            self.statistics.record_failure(Failure.OTHER, 0)
+            raise ExplanationUnavailableError(self.config, self.version)
+        return self.explanation
 
     @contextmanager
     def lease(self) -> Iterator[None]:

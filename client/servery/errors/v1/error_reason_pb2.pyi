@@ -111,6 +111,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """In `TrainingJob.error` only: the disk under the process of the job was full. metadata:
     `free_bytes`.
     """
+    ERROR_REASON_CUSTOM_CODE_FORBIDDEN: _ErrorReason.ValueType  # 56
+    """(PERMISSION_DENIED) Code of the tenant's own is not run here. metadata: `tenant`, `problem`, one
+    of `NOT_ENABLED` (the operator of the trainer has not allowed it to the tenant) and `NO_SANDBOX`
+    (the machine cannot shut it in).
+    """
+    ERROR_REASON_CUSTOM_CODE_FAILED: _ErrorReason.ValueType  # 57
+    """In `TrainingJob.error` only: the caller's module failed, or built no network that can be used.
+    metadata: `problem`, one of `RAISED`, `NO_BUILD`, `WRONG_RESULT`, `NOT_CONVERTIBLE`,
+    `WROTE_FILES`, `SLOW`; `line` of the module, from 1, if one is to blame, else 0.
+    """
     ERROR_REASON_TENANT_NOT_FOUND: _ErrorReason.ValueType  # 60
     """(NOT_FOUND) No tenant has this name. metadata: `name`."""
     ERROR_REASON_TENANT_EXISTS: _ErrorReason.ValueType  # 61
@@ -144,6 +154,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_MODEL_CONTROL_DISABLED: _ErrorReason.ValueType  # 84
     """(UNAVAILABLE) The server is not in the explicit model control mode. metadata: `mode`."""
+    ERROR_REASON_EXPLANATION_UNAVAILABLE: _ErrorReason.ValueType  # 85
+    """(FAILED_PRECONDITION) A version that answers cannot explain its answers: it has no graph for that,
+    or is an ensemble or keeps state between requests. metadata: `model`, `version`.
+    """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 90
     """(UNAVAILABLE) As many requests wait as may; trailing metadata `grpc-retry-pushback-ms` says when
     to try again. metadata: `model`.
@@ -261,6 +275,16 @@ ERROR_REASON_TRAINING_STORAGE_FULL: ErrorReason.ValueType  # 55
 """In `TrainingJob.error` only: the disk under the process of the job was full. metadata:
 `free_bytes`.
 """
+ERROR_REASON_CUSTOM_CODE_FORBIDDEN: ErrorReason.ValueType  # 56
+"""(PERMISSION_DENIED) Code of the tenant's own is not run here. metadata: `tenant`, `problem`, one
+of `NOT_ENABLED` (the operator of the trainer has not allowed it to the tenant) and `NO_SANDBOX`
+(the machine cannot shut it in).
+"""
+ERROR_REASON_CUSTOM_CODE_FAILED: ErrorReason.ValueType  # 57
+"""In `TrainingJob.error` only: the caller's module failed, or built no network that can be used.
+metadata: `problem`, one of `RAISED`, `NO_BUILD`, `WRONG_RESULT`, `NOT_CONVERTIBLE`,
+`WROTE_FILES`, `SLOW`; `line` of the module, from 1, if one is to blame, else 0.
+"""
 ERROR_REASON_TENANT_NOT_FOUND: ErrorReason.ValueType  # 60
 """(NOT_FOUND) No tenant has this name. metadata: `name`."""
 ERROR_REASON_TENANT_EXISTS: ErrorReason.ValueType  # 61
@@ -294,6 +318,10 @@ ERROR_REASON_MODEL_LOAD_FAILED: ErrorReason.ValueType  # 83
 """
 ERROR_REASON_MODEL_CONTROL_DISABLED: ErrorReason.ValueType  # 84
 """(UNAVAILABLE) The server is not in the explicit model control mode. metadata: `mode`."""
+ERROR_REASON_EXPLANATION_UNAVAILABLE: ErrorReason.ValueType  # 85
+"""(FAILED_PRECONDITION) A version that answers cannot explain its answers: it has no graph for that,
+or is an ensemble or keeps state between requests. metadata: `model`, `version`.
+"""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 90
 """(UNAVAILABLE) As many requests wait as may; trailing metadata `grpc-retry-pushback-ms` says when
 to try again. metadata: `model`.
