@@ -7,6 +7,7 @@ import onnxruntime as ort
 import pytest
 
 from servery_trainer import parity
+from servery_trainer.frameworks import ConversionError
 from servery_trainer.imputation import median
 from servery_trainer.networks import Convolutional, Dense
 from servery_trainer.preprocessing import ArrayPreprocessing, TablePreprocessing
@@ -45,18 +46,19 @@ def classifier(labels: tuple[str, ...]) -> Any:
 
 def check(family: Dense | Convolutional, inputs: dict[str, Any], labels: tuple[str, ...]) -> Any:
     """Convert an untrained network and compare; return the loaded graph."""
-    from servery_trainer import export, families
+    from servery_trainer import export
+    from servery_trainer.keras_framework.framework import Keras
 
     preprocessing: Any = (
         ArrayPreprocessing.fit("image", inputs["image"], by_channel=False)
         if "image" in inputs
         else TablePreprocessing.fit(inputs, fill=median)
     )
-    network = families.build(family, preprocessing.feature_shape, len(labels))
+    network = Keras().build(family, preprocessing.feature_shape, len(labels), 0, seed=1)
     expected_size = parameter_count(family, preprocessing.feature_shape, len(labels))
     assert network.count_params() == expected_size
     head, objective = classifier(labels)
-    answering = export.answering([network], objective)
+    answering = Keras().answering([network], objective)
     model = export.to_onnx(answering, preprocessing, head)
     expected = head.decode(export.predict(answering, preprocessing, inputs))
     graph = parity.Graph(model, threads=1)
@@ -117,6 +119,7 @@ def test_operators_that_the_converter_lacks(activation: str) -> None:
     import keras
 
     from servery_trainer import export
+    from servery_trainer.keras_framework.framework import Keras
 
     inputs = table("a", "b", "c")
     preprocessing = TablePreprocessing.fit(inputs, fill=None)
@@ -128,7 +131,7 @@ def test_operators_that_the_converter_lacks(activation: str) -> None:
         ]
     )
     head, objective = classifier(("x", "y"))
-    answering = export.answering([network], objective)
+    answering = Keras().answering([network], objective)
     graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     expected = head.decode(export.predict(answering, preprocessing, inputs))
     parity.check_parity(graph, inputs, expected, tolerance=1e-5)
@@ -144,6 +147,7 @@ def test_a_graph_the_converter_left_incomplete_is_refused() -> None:
     import keras
 
     from servery_trainer import export
+    from servery_trainer.keras_framework.framework import Keras
 
     inputs = table("a", "b")
     preprocessing = TablePreprocessing.fit(inputs, fill=None)
@@ -151,5 +155,5 @@ def test_a_graph_the_converter_left_incomplete_is_refused() -> None:
         [keras.Input((2,)), keras.layers.Discretization([0.0, 1.0]), keras.layers.Dense(2)]
     )
     head, objective = classifier(("x", "y"))
-    with pytest.raises(export.ConversionError):
-        export.to_onnx(export.answering([network], objective), preprocessing, head)
+    with pytest.raises(ConversionError):
+        export.to_onnx(Keras().answering([network], objective), preprocessing, head)

@@ -87,17 +87,15 @@ def table() -> dict[str, Any]:
 
 def check(preprocessing: Preprocessing, goal: str, family: Any, inputs: dict[str, Any]) -> None:
     """Convert an untrained network and compare on these rows."""
-    import keras
+    from servery_trainer import export, problems
+    from servery_trainer.keras_framework.framework import Keras
 
-    from servery_trainer import export, families, problems
-
-    keras.utils.set_random_seed(1)
     learned = target(goal)
     head, objective = problems.pose(learned, np.arange(ROWS), parse_spec(tabular()).training)
-    network = families.build(
-        family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing)
+    network = Keras().build(
+        family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing), seed=1
     )
-    answering = export.answering([network], objective)
+    answering = Keras().answering([network], objective)
     answers = export.predict(answering, preprocessing, inputs)
     if isinstance(head, Calibrated):
         head = head.calibrated(answers)

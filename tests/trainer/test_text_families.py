@@ -41,18 +41,16 @@ def rows(*texts: str) -> dict[str, Any]:
 
 def check(family: Family, task: TextTask) -> None:
     """Convert an untrained network and compare on sentences of every kind."""
-    import keras
+    from servery_trainer import export, problems
+    from servery_trainer.keras_framework.framework import Keras
 
-    from servery_trainer import export, families, problems
-
-    keras.utils.set_random_seed(1)
     preprocessing = fit_text(task, family, rows(*SENTENCES))
     arguments = (family, preprocessing.feature_shape, 2, vocabulary_size(preprocessing))
-    network = families.build(*arguments)
+    network = Keras().build(*arguments, seed=1)
     assert network.count_params() == parameter_count(*arguments)
     target = Classes(values=np.arange(2), labels=("ham", "spam"))
     head, objective = problems.pose(target, target.values, parse_spec(text()).training)
-    answering = export.answering([network], objective)
+    answering = Keras().answering([network], objective)
     graph = parity.Graph(export.to_onnx(answering, preprocessing, head), threads=1)
     inputs = rows(*ODD, *SENTENCES)
     answers = export.predict(answering, preprocessing, inputs)

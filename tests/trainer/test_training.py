@@ -55,20 +55,18 @@ def train(
     store: CheckpointStore | None = None,
 ) -> tuple[Any, list[pb.Epoch], Any]:
     """Fit a small network; return it, its epochs and the validation part."""
-    import keras
+    from servery_trainer import problems, training
+    from servery_trainer.keras_framework.framework import Keras
 
-    from servery_trainer import families, problems, training
-
-    keras.utils.set_random_seed(wanted.seed)
     data = examples()
     preprocessing = TablePreprocessing.fit(data.inputs, fill=None)
-    network = families.build(Dense(hidden_units=(8,), dropout=0.2), (2,), 2)
+    network = Keras().build(Dense(hidden_units=(8,), dropout=0.2), (2,), 2, 0, wanted.seed)
     _, objective = problems.pose(data.target, np.arange(60), wanted)
     learned = training.Part(data, np.arange(60), preprocessing)
     held_out = training.Part(data, np.arange(60, 90), preprocessing)
     return (
         network,
-        training.fit(network, objective, learned, held_out, wanted, report, store),
+        training.fit(Keras(), network, objective, learned, held_out, wanted, report, store),
         held_out,
     )
 

@@ -30,7 +30,7 @@ GOLDEN_ROWS: Final = 16
 _MOST_GOLDEN_ROWS: Final = 256
 _MEANINGS: Final = {4: "pixels: height, width, channel", 3: "numbers: step, channel"}
 _DATATYPES: Final = {"float16": "FP16", "float32": "FP32", "object": "BYTES"}
-_LIBRARIES: Final = ("keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
+_LIBRARIES: Final = ("onnx", "onnxruntime", "numpy")
 _QUANTILES: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _MOST_FREQUENT: Final = 20
 _MOST_SHOWN: Final = 100
@@ -229,9 +229,9 @@ def _describe_texts(values: NDArray[np.object_]) -> Any:
     }
 
 
-def libraries(tensorflow: str) -> dict[str, str]:
-    """Return the version of everything that decides what a job makes, that of TensorFlow given."""
-    known = {"python": platform.python_version(), "tensorflow": tensorflow}
+def libraries(framework: Mapping[str, str]) -> dict[str, str]:
+    """Return the version of all that decides what a job makes, given those of the framework."""
+    known = {"python": platform.python_version(), **framework}
     return known | {name: version(name) for name in _LIBRARIES}
 
 

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(training_pb2.Progress(phase=training_pb2.PHASE_STARTING))
         spec = parse_spec(json_format.Parse(args.spec.read_bytes(), training_pb2.TrainingSpec()))
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from servery_trainer import pipeline  # TensorFlow takes seconds: say STARTING first
+        from servery_trainer import pipeline  # takes seconds: say STARTING first
 
         lines.result(
             pipeline.run(spec, args.dataset, args.out, args.threads, report, args.checkpoint_dir)

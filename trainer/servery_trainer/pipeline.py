@@ -1,25 +1,25 @@
-"""The steps of a job, from a stored file to a proven bundle. Imports TensorFlow."""
+"""The steps of a job, from a stored file to a proven bundle."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import keras
 import numpy as np
-import tensorflow as tf
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
-from servery_trainer import bundle, export, families, parity, plots, problems, training
+from servery_trainer import bundle, export, frameworks, parity, plots, problems, training
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore, digest
 from servery_trainer.cleaning import count_clipped, count_imputed
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
+from servery_trainer.frameworks import Framework, Network
 from servery_trainer.heads import Calibrated
 from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import Preprocessing
@@ -49,7 +49,7 @@ def run(
         spec: What to do.
         dataset: The file of `spec.dataset`.
         out: Directory to write the bundle to.
-        threads: Threads of TensorFlow and ONNX Runtime, at least 1.
+        threads: Threads of the framework and of ONNX Runtime, at least 1.
         report: Called at each phase and after each step; what it raises ends the job.
         checkpoints: Directory to go on from, and to keep how far training came in.
 
@@ -59,9 +59,9 @@ def run(
     Raises:
         ServeryError: The job failed for a reason its creator can act on.
     """
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
+    framework = frameworks.load()
+    framework.configure(threads)
+    libraries = bundle.libraries(framework.libraries())
 
     report(_phase(training_pb2.PHASE_PREPARING, spec))
     examples = load_examples(spec, dataset)
@@ -71,18 +71,20 @@ def run(
     head, objective = problems.pose(target, split.train, spec.training)
 
     report(_phase(training_pb2.PHASE_TRAINING, spec))
-    fingerprint = _fingerprint(spec, threads)
+    fingerprint = _fingerprint(spec, libraries, threads)
     networks, histories = [], []
     for number in range(spec.training.ensemble_size):
         store = CheckpointStore(checkpoints, fingerprint, number) if checkpoints else None
-        network, history = _fit(spec, number, examples, preprocessing, objective, report, store)
+        network, history = _fit(
+            framework, spec, number, examples, preprocessing, objective, report, store
+        )
         networks.append(network)
         histories.append(history)
     epochs = histories[0]
     weights_sha256 = digest([array for network in networks for array in network.get_weights()])
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
-    answering = export.answering(networks, objective)
+    answering = framework.answering(networks, objective)
     if isinstance(head, Calibrated):
         known = export.predict(answering, preprocessing, examples.take(split.validation))
         head = head.calibrated(known)
@@ -94,7 +96,7 @@ def run(
         graph,
         examples.take(held_out),
         head.decode(answers),
-        families.PARITY_TOLERANCES[type(spec.family)],
+        parity.TOLERANCES[type(spec.family)],
     )
 
     report(_phase(training_pb2.PHASE_EVALUATING, spec))
@@ -124,7 +126,7 @@ def run(
             "metrics.json": bundle.metrics(findings, len(truth), slices, proven, importances),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
-            "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256),
+            "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries),
         },
         {"curves.png": plots.curves(epochs, objective.figure), **findings.pictures},
     )
@@ -156,6 +158,7 @@ def run(
 
 
 def _fit(
+    framework: Framework,
     spec: Spec,
     number: int,
     examples: Examples,
@@ -163,15 +166,15 @@ def _fit(
     objective: Objective,
     report: training.Report,
     store: CheckpointStore | None,
-) -> tuple[keras.Model, list[training_pb2.Epoch]]:
+) -> tuple[Network, list[training_pb2.Epoch]]:
     """Build and fit one network; those of an ensemble differ in their seeds."""
     settings = replace(spec.training, seed=(spec.training.seed + number) % 2**32)
-    keras.utils.set_random_seed(settings.seed)
-    network = families.build(
+    network = framework.build(
         spec.family,
         preprocessing.feature_shape,
         examples.target.width,
         vocabulary_size(preprocessing),
+        settings.seed,
     )
     train, validation = (
         training.Part(examples, rows, preprocessing)
@@ -183,7 +186,7 @@ def _fit(
             progress.network = number + 1
         report(progress)
 
-    epochs = training.fit(network, objective, train, validation, settings, tell, store)
+    epochs = training.fit(framework, network, objective, train, validation, settings, tell, store)
     return network, epochs
 
 
@@ -224,7 +227,11 @@ def _row_counts(examples: Examples, split: Split) -> training_pb2.RowCounts:
 
 
 def _lineage(
-    spec: Spec, examples: Examples, preprocessing: Preprocessing, weights_sha256: str
+    spec: Spec,
+    examples: Examples,
+    preprocessing: Preprocessing,
+    weights_sha256: str,
+    libraries: Mapping[str, str],
 ) -> Any:
     tabular, split = isinstance(spec.task, TabularTask), examples.split
     return {
@@ -250,13 +257,12 @@ def _lineage(
                 ("test", split.test),
             )
         },
-        "libraries": bundle.libraries(tf.__version__),
+        "libraries": libraries,
     }
 
 
-def _fingerprint(spec: Spec, threads: int) -> str:
+def _fingerprint(spec: Spec, libraries: Mapping[str, str], threads: int) -> str:
     """Identify everything that decides the weights; the dataset's name holds its digest."""
-    libraries = bundle.libraries(tf.__version__)
     decisive = [_CHECKPOINT_FORMAT, json_format.MessageToDict(spec.to_proto()), libraries, threads]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

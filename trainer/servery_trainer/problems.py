@@ -1,7 +1,8 @@
-"""Which head and which objective belong to a target. Imports TensorFlow: for a job only.
+"""Which head and which objective belong to a target.
 
-Another kind of learning problem is: a `Target` with its reader, a `Head`, an `Objective`, a case in
-`pose`, and a `Goal` (or a task) that `examples` reads it for. No other step of a job knows of it.
+Another kind of learning problem is: a `Target` with its reader, a `Head`, an `Objective` and how
+each framework computes it, a case in `pose`, and a `Goal` (or a task) that `examples` reads it for.
+No other step of a job knows of it.
 """
 
 import numpy as np
@@ -54,7 +55,7 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
             mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
             scale = float(naive_errors_B[train].mean(dtype=np.float64)) or deviation
             head = Forecast(column, values.shape[1], scale)
-            return head, ForecastError(mean, deviation)
+            return head, ForecastError(SquaredError(mean, deviation))
         case LabelSets(values=values, labels=labels):
             by_label = [class_weights(settings, truths, 2) for truths in values[train].T]
             return MultiLabel(labels), LabelCrossEntropy(*np.stack(by_label, axis=1))

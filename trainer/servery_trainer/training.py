@@ -1,8 +1,7 @@
-"""Fits a network. Imports TensorFlow: for the process of a job only.
+"""Fits a network of any framework.
 
-The loop is our own, not Keras' `fit`: several workers can run it as it is (Keras 3's `fit` fails
-under MultiWorkerMirroredStrategy), and it can be stopped after any step and continued there with
-the same outcome, to the bit on one machine.
+The loop is our own: it can be stopped after any step and continued there with the same outcome, to
+the bit on one machine.
 """
 
 import math
@@ -11,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
@@ -21,6 +18,7 @@ from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.checkpoints import Checkpoint, CheckpointStore
 from servery_trainer.examples import Examples
+from servery_trainer.frameworks import Framework, Learner, Network
 from servery_trainer.hyperparameters import Training
 from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import FloatArray, Preprocessing
@@ -56,7 +54,8 @@ class Part:
 
 
 def fit(
-    network: keras.Model,
+    framework: Framework,
+    network: Network,
     objective: Objective,
     train: Part,
     validation: Part,
@@ -67,6 +66,7 @@ def fit(
     """Fit `network`, stop early, and leave the weights of the epoch with the best validation loss.
 
     Args:
+        framework: That the network is of.
         network: From features to outputs; changed in place.
         objective: What to fit it on.
         train: What to learn.
@@ -81,7 +81,9 @@ def fit(
     Raises:
         FieldInvalidError: The loss became infinite in the first epoch; names `learning_rate`.
     """
-    return _Fit(network, objective, train, validation, settings, report, checkpoints).run()
+    learner = framework.learner(network, objective, settings, train.examples.target.values)
+    figure = objective.figure
+    return _Fit(network, learner, figure, train, validation, settings, report, checkpoints).run()
 
 
 @dataclass(slots=True)
@@ -108,8 +110,9 @@ class _Fit:
 
     def __init__(
         self,
-        network: keras.Model,
-        objective: Objective,
+        network: Network,
+        learner: Learner,
+        figure: str,
         train: Part,
         validation: Part,
         settings: Training,
@@ -117,7 +120,8 @@ class _Fit:
         checkpoints: CheckpointStore | None,
     ) -> None:
         self._network = network
-        self._objective = objective
+        self._learner = learner
+        self._figure = figure
         self._train = train
         self._validation = validation
         self._settings = settings
@@ -129,16 +133,6 @@ class _Fit:
         self._metrics: dict[str, float] = {}
         self._at = _Position()
         self._best: list[NDArray[Any]] = []
-        values = train.examples.target.values
-        self._optimizer = _optimizer(settings)
-        self._optimizer.build(network.trainable_variables)
-        self._learn, self._judge = _steps(
-            network,
-            objective,
-            self._optimizer,
-            tf.TensorSpec([None, *values.shape[1:]], values.dtype),
-            settings.l2,
-        )
         self._resume()
         self._began, self._began_after = time.monotonic(), self._steps_done
 
@@ -172,15 +166,15 @@ class _Fit:
         """Learn from the rows of the present epoch that are left."""
         at, settings = self._at, self._settings
         batches = self._train.batches(settings.batch_size, self._rng, skip=at.step)
-        name = self._objective.figure
+        name = self._figure
         for features, values in batches:
             if not is_constant(settings):
                 rate = learning_rate(settings, self._steps_done, self._steps)
-                self._optimizer.learning_rate.assign(rate)
-            loss, figure = self._learn(features, values)
+                self._learner.set_learning_rate(rate)
+            loss, figure = self._learner.learn(features, values)
             at.step += 1
-            at.loss_sum += float(loss)
-            at.figure_sum += float(figure)
+            at.loss_sum += loss
+            at.figure_sum += figure
             at.seen += len(values)
             self._metrics |= {"loss": at.loss_sum / at.seen, name: at.figure_sum / at.seen}
             if at.step < self._steps:
@@ -188,7 +182,7 @@ class _Fit:
 
     def _close(self) -> None:
         """End the present epoch: judge it, keep what is best, write a checkpoint."""
-        at, number, name = self._at, self._at.number, self._objective.figure
+        at, number, name = self._at, self._at.number, self._figure
         loss, figure = at.loss_sum / at.seen, at.figure_sum / at.seen
         validation_loss, validation_figure = self._validate()
         at.diverged = not math.isfinite(loss + validation_loss)  # weights that are NaN stay NaN
@@ -219,9 +213,9 @@ class _Fit:
     def _validate(self) -> tuple[float, float]:
         losses, figures = 0.0, 0.0
         for features, values in self._validation.batches(max(self._settings.batch_size, 256)):
-            batch_loss, batch_figure = self._judge(features, values)
-            losses += float(batch_loss)
-            figures += float(batch_figure)
+            loss, figure = self._learner.judge(features, values)
+            losses += loss
+            figures += figure
         return losses / len(self._validation.rows), figures / len(self._validation.rows)
 
     def _progress(self, number: int, step: int, done: int) -> training_pb2.Progress:
@@ -238,82 +232,19 @@ class _Fit:
             eta_s=seconds / (steps_done - self._began_after) * steps_left,
         )
 
-    @property
-    def _variables(self) -> dict[str, list[Any]]:
-        """All that steps change; those of the network include the seeds of its random layers."""
-        return {"network": self._network.variables, "optimizer": self._optimizer.variables}
-
     def _save(self) -> None:
         if self._checkpoints is None:
             return
-        arrays = {
-            name: [variable.numpy() for variable in variables]
-            for name, variables in self._variables.items()
-        }
         position = asdict(self._at) | {"order": self._order}
-        self._checkpoints.save(Checkpoint(position, arrays | {"best": self._best}))
+        arrays = {**self._learner.state(), "best": self._best}
+        self._checkpoints.save(Checkpoint(position, arrays))
 
     def _resume(self) -> None:
         checkpoint = self._checkpoints.load() if self._checkpoints else None
         if checkpoint is None:
             return
-        for name, variables in self._variables.items():
-            for variable, array in zip(variables, checkpoint.arrays[name], strict=True):
-                variable.assign(array)
+        self._learner.restore(checkpoint.arrays)
         self._best = list(checkpoint.arrays["best"])
         self._order = checkpoint.position.pop("order")
         self._rng.bit_generator.state = self._order
         self._at = _Position(**checkpoint.position)
-
-
-Step = Callable[[FloatArray, NDArray[Any]], tuple[tf.Tensor, tf.Tensor]]
-
-
-def _optimizer(settings: Training) -> keras.optimizers.Optimizer:
-    options = {
-        "learning_rate": settings.learning_rate,
-        "global_clipnorm": settings.max_gradient_norm or None,
-    }
-    match settings.optimizer:
-        case training_pb2.OPTIMIZER_ADAMW:
-            return keras.optimizers.AdamW(weight_decay=settings.weight_decay, **options)
-        case training_pb2.OPTIMIZER_SGD:
-            return keras.optimizers.SGD(momentum=settings.momentum, **options)
-        case _:
-            return keras.optimizers.Adam(**options)
-
-
-def _steps(
-    network: keras.Model,
-    objective: Objective,
-    optimizer: keras.optimizers.Optimizer,
-    values: tf.TensorSpec,
-    l2: float,
-) -> tuple[Step, Step]:
-    """Compile one step of learning and one of judging; each returns sums of losses and figures."""
-    signature = [tf.TensorSpec([None, *network.input_shape[1:]], tf.float32), values]
-    kernels = [variable for variable in network.trainable_variables if len(variable.shape) > 1]
-
-    def outcome(
-        features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        return (
-            tf.reduce_sum(objective.losses(features, outputs, values)),
-            tf.reduce_sum(objective.figures(features, outputs, values)),
-        )
-
-    def learn(features: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            loss, figure = outcome(features, network(features, training=True), values)
-            minimised = loss / tf.cast(tf.shape(features)[0], tf.float32)
-            if l2:
-                squares = [tf.reduce_sum(tf.square(kernel)) for kernel in kernels]
-                minimised += l2 * tf.add_n(squares)
-        optimizer.apply(tape.gradient(minimised, network.trainable_variables))
-        return loss, figure
-
-    def judge(features: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return outcome(features, network(features, training=False), values)
-
-    compiled = tf.function(learn, input_signature=signature)
-    return compiled, tf.function(judge, input_signature=signature)

@@ -1,6 +1,4 @@
-"""The networks a job can train. Imports TensorFlow: for the process of a job only."""
-
-from typing import Final
+"""The networks a job can train, in Keras."""
 
 import keras
 
@@ -16,32 +14,9 @@ from servery_trainer.networks import (
     TwoTower,
 )
 
-PARITY_TOLERANCES: Final[dict[type[Family], float]] = {
-    Dense: 1e-4,
-    Convolutional: 1e-4,
-    Embedding: 1e-4,
-    Recurrent: 1e-4,
-    Transformer: 1e-4,
-    Autoencoder: 1e-4,
-    TwoTower: 1e-4,
-}
-"""Largest relative error of the converted network; what we saw is below 1e-6."""
 
-
-def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int = 0) -> keras.Model:
-    """Build a network with random weights; `keras.utils.set_random_seed` decides which.
-
-    Args:
-        family: Its kind and sizes.
-        shape: Of the features of one row: [features], [tokens], [step, channel] or, for images,
-            [height, width, channel].
-        classes: Number of outputs; an autoencoder has one per feature instead.
-        vocabulary: Different numbers of a token, of which 0 is padding; 0 if there are no tokens.
-
-    Returns:
-        A model from float32 features [batch, *shape] to logits [batch, classes]; with two towers to
-        the vectors of users [batch, dimension] and those of all classes [classes, dimension].
-    """
+def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int) -> keras.Model:
+    """See `Framework.build`; `keras.utils.set_random_seed` decides the weights."""
     inputs = keras.Input(shape, dtype="float32", name="features")
     match family:
         case Dense():

@@ -1,0 +1,1 @@
+"""Networks in Keras on TensorFlow. For the process of a job only: the import takes seconds."""

@@ -1,0 +1,51 @@
+"""Keras on TensorFlow, behind the port of frameworks."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+import keras
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from servery_trainer.frameworks import Answering, Learner
+from servery_trainer.hyperparameters import Training
+from servery_trainer.keras_framework import families
+from servery_trainer.keras_framework.answering import KerasAnswering
+from servery_trainer.keras_framework.criteria import criterion
+from servery_trainer.keras_framework.learner import KerasLearner
+from servery_trainer.networks import Family
+from servery_trainer.objectives import Objective
+
+_LIBRARIES: Final = ("keras", "tf2onnx")
+
+
+class Keras:
+    """See `frameworks.Framework`."""
+
+    def libraries(self) -> dict[str, str]:
+        """See `Framework`."""
+        return {"tensorflow": tf.__version__} | {name: version(name) for name in _LIBRARIES}
+
+    def configure(self, threads: int) -> None:
+        """See `Framework`."""
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.experimental.enable_op_determinism()
+
+    def build(
+        self, family: Family, shape: tuple[int, ...], classes: int, vocabulary: int, seed: int
+    ) -> keras.Model:
+        """See `Framework`."""
+        keras.utils.set_random_seed(seed)
+        return families.build(family, shape, classes, vocabulary)
+
+    def learner(
+        self, network: keras.Model, objective: Objective, settings: Training, values: NDArray[Any]
+    ) -> Learner:
+        """See `Framework`."""
+        return KerasLearner(network, criterion(objective), settings, values)
+
+    def answering(self, networks: Sequence[keras.Model], objective: Objective) -> Answering:
+        """See `Framework`."""
+        return KerasAnswering(networks, criterion(objective))
