@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import json_format
 
 from servery.trainer.v1 import tuning_pb2 as pb
 from tests.trainer.service import Client, failure, running_trainer, spec
@@ -80,6 +81,20 @@ async def test_a_study_that_cannot_work_is_refused(
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.metadata["field"] == f"study.{field}"
     assert not (await listed(client)).studies
+
+
+@pytest.mark.parametrize("task", ["tabular_regression", "tabular_multi_label"])
+async def test_accuracy_is_a_metric_of_classes_only(
+    client: Client, dataset: str, task: str
+) -> None:
+    numbers = spec(dataset, "hangs")
+    numbers.ClearField("tabular_classification")
+    field = "target" if task == "tabular_regression" else "targets"
+    json_format.ParseDict({task: {field: "x" if field == "target" else ["x"]}}, numbers)
+    study = asked(dataset, spec=numbers, metric=pb.STUDY_METRIC_VALIDATION_ACCURACY)
+    error = await failure(create(client, study))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.metadata["field"] == "study.metric"
 
 
 async def test_data_that_cannot_be_trained_on_is_refused_at_once(client: Client) -> None:

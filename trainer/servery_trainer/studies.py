@@ -14,6 +14,7 @@ from servery_rpc.names import StudyName
 from servery_trainer.fields import count, known
 from servery_trainer.search_space import Assignments, Parameter, assigned, parse_space
 from servery_trainer.spec import ROOT, Spec, parse_spec
+from servery_trainer.tasks import tells_accuracy
 from servery_trainer.terms import Capacity, Terms, parse_priority, parse_seconds
 
 FIELD: Final = "study"
@@ -77,6 +78,10 @@ class Plan:
         """
         with spec_errors():
             spec = parse_spec(study.spec)
+        metric = pb.StudyMetric.ValueType(known(study.metric, pb.StudyMetric, f"{FIELD}.metric"))
+        if not minimized(metric) and not tells_accuracy(spec.task):
+            rule = f"be VALIDATION_LOSS: {spec.task.name} knows no accuracy"
+            raise FieldInvalidError(f"{FIELD}.metric", pb.StudyMetric.Name(metric), rule)
         if not 0 <= study.max_trials <= MAX_TRIALS:
             rule = f"be 0 to {MAX_TRIALS}"
             raise FieldInvalidError(f"{FIELD}.max_trials", study.max_trials, rule)
@@ -90,7 +95,7 @@ class Plan:
             parameters=parse_space(study.parameters, study.spec, f"{FIELD}.parameters"),
             sampler=pb.Sampler.ValueType(known(study.sampler, pb.Sampler, f"{FIELD}.sampler")),
             pruner=pb.Pruner.ValueType(known(study.pruner, pb.Pruner, f"{FIELD}.pruner")),
-            metric=pb.StudyMetric.ValueType(known(study.metric, pb.StudyMetric, f"{FIELD}.metric")),
+            metric=metric,
             max_trials=study.max_trials or MAX_TRIALS,
             max_duration_s=duration_s,
             parallel_trials=count(study.parallel_trials, 1, 64, f"{FIELD}.parallel_trials"),

@@ -274,5 +274,14 @@ def has_classes(task: Task) -> bool:
             return True
 
 
+def tells_accuracy(task: Task) -> bool:
+    """Tell whether the epochs of a job say an accuracy: whether each row is of one class."""
+    match task:
+        case TabularTask() | TextTask():
+            return task.aim.goal is Goal.CLASS
+        case _:
+            return has_classes(task)
+
+
 def _missing(value: pb.MissingPolicy.ValueType, path: str) -> pb.MissingPolicy.ValueType:
     return pb.MissingPolicy.ValueType(known(value, pb.MissingPolicy, f"{path}.missing"))

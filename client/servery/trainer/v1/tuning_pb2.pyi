@@ -132,8 +132,8 @@ class _StudyMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StudyMetr
     STUDY_METRIC_VALIDATION_LOSS: _StudyMetric.ValueType  # 1
     """The lowest validation loss, that of the epoch whose weights are kept."""
     STUDY_METRIC_VALIDATION_ACCURACY: _StudyMetric.ValueType  # 2
-    """The highest share of rows right, in the epoch whose weights are kept. Only where epochs have an
-    accuracy.
+    """The highest share of rows right, in the epoch whose weights are kept. Only where rows are of one
+    class each.
     """
 
 class StudyMetric(_StudyMetric, metaclass=_StudyMetricEnumTypeWrapper):
@@ -146,8 +146,8 @@ STUDY_METRIC_UNSPECIFIED: StudyMetric.ValueType  # 0
 STUDY_METRIC_VALIDATION_LOSS: StudyMetric.ValueType  # 1
 """The lowest validation loss, that of the epoch whose weights are kept."""
 STUDY_METRIC_VALIDATION_ACCURACY: StudyMetric.ValueType  # 2
-"""The highest share of rows right, in the epoch whose weights are kept. Only where epochs have an
-accuracy.
+"""The highest share of rows right, in the epoch whose weights are kept. Only where rows are of one
+class each.
 """
 Global___StudyMetric: _TypeAlias = StudyMetric  # noqa: Y015
 
