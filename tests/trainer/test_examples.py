@@ -374,6 +374,17 @@ def test_refuses_to_divide_by_what_is_not_there(file: Path) -> None:
     assert refused.value.metadata["field"] == "training_job.spec.split.column"
 
 
+def test_what_rows_are_divided_by_is_learned_from_only_if_named(file: Path) -> None:
+    file.write_text("ward,kind\n" + "".join(f"{n % 4},{'ab'[n // 4 % 2]}\n" for n in range(64)))
+    spec = tabular(duplicates=pb.DUPLICATE_POLICY_KEEP)
+    spec.split.CopyFrom(pb.Split(method=dataset_pb2.SPLIT_METHOD_GROUP, column="ward"))
+    with pytest.raises(DatasetInvalidError) as error:
+        load_examples(parse_spec(spec), file)
+    assert error.value.metadata == {"problem": "MISSING_COLUMN", "column": "ward"}
+    spec.tabular_classification.features.append("ward")
+    assert list(load_examples(parse_spec(spec), file).inputs) == ["ward"]
+
+
 @pytest.mark.parametrize(("column", "features"), [("ward", []), ("bed", []), ("size", ["day"])])
 def test_only_numbers_that_are_learned_from_are_clipped(
     file: Path, column: str, features: list[str]

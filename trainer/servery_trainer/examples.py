@@ -14,7 +14,7 @@ from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import sources
 from servery_trainer.aims import Aim, Goal
-from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value
+from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value, shown
 from servery_trainer.fitting import most_features
 from servery_trainer.interactions import InteractionReader, Interactions
 from servery_trainer.label_sets import LabelColumnsReader, LabelListReader
@@ -203,11 +203,23 @@ def _check_k(target: Interactions) -> None:
 
 
 def _features(spec: Spec, task: TabularTask, path: Path) -> tuple[str, ...]:
-    """Return those that are named, or else all columns that serve nothing else."""
+    """Return those that are named, or else all columns that serve nothing else.
+
+    Raises:
+        DatasetInvalidError: There are none.
+    """
     if task.features or not spec.split.column:
         return task.features
     others = {*task.aim.columns, spec.split.column}
-    return tuple(name for name in sources.read_header(path) if name not in others)
+    found = tuple(name for name in sources.read_header(path) if name not in others)
+    if not found:
+        raise DatasetInvalidError(
+            Problem.MISSING_COLUMN,
+            f"beside the target the file holds no column but {shown(spec.split.column)!r}, which"
+            " divides the rows; name it among the features if it shall be learned from",
+            column=spec.split.column,
+        )
+    return found
 
 
 def _aside(spec: Spec) -> tuple[str, ...]:
