@@ -14,6 +14,7 @@ import typer
 from google.protobuf import json_format
 
 from servery.cli.jobs import priority_of
+from servery.cli.schema import fill
 from servery.cli.tune import parse_parameter
 from servery.trainer.v1 import training_pb2
 from servery.trainer.v1 import tuning_pb2 as pb
@@ -133,6 +134,18 @@ def test_a_parameter_that_is_none_is_refused(text: str) -> None:
         parse_parameter(text)
 
 
+def test_constants_are_given_by_kind_of_column() -> None:
+    given = fill(["numeric=-1", "text=a=b", "boolean=true", "date=2024-02-29"])
+    assert given == training_pb2.Fill(number=-1, text="a=b", boolean=True, date="2024-02-29")
+    assert fill(None) == training_pb2.Fill()
+
+
+@pytest.mark.parametrize("text", ["numeric=x", "text", "boolean=1", "age=3"])
+def test_a_constant_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        fill([text])
+
+
 def test_priorities_have_names() -> None:
     named = {text: priority_of(text) for text in ("low", "normal", "high", "0", "100")}
     assert named == {"low": 20, "normal": 50, "high": 80, "0": 0, "100": 100}
@@ -165,6 +178,13 @@ async def test_training_asks_for_what_its_options_say(shell: Shell, tmp_path: Pa
     )
     assert spec.training.optimizer == training_pb2.OPTIMIZER_SGD
     assert spec.recurrent.units == 8
+    numbers = ("--task", "regression", "--target", "spots", "--fill", "numeric=-1")
+    filled = await shell.json(
+        *("train", str(table), *asked, *numbers, "--missing", "impute-constant")
+    )
+    assert filled["spec"]["tabular_regression"]["fill"] == {"number": -1.0}
+    status, _, err = await shell.run("train", str(table), *asked, *numbers)
+    assert (status, "impute-constant" in err) == (2, True)
     told = await shell.json("train", str(arrays), *asked)
     assert "sequence_classification" in told["spec"]
     status, _, err = await shell.run("train", str(table), *asked, "--set", "training.speed=1")

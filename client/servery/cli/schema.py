@@ -87,6 +87,35 @@ def clips(options: Iterable[str] | None) -> dict[str, training_pb2.Clip]:
     return found
 
 
+def fill(options: Iterable[str] | None) -> training_pb2.Fill:
+    """Parse `KIND=VALUE` options: what is put in for a missing value, by kind of column.
+
+    Raises:
+        BadParameter: One is something else.
+    """
+    found = training_pb2.Fill()
+    for option in options or ():
+        kind, separator, value = option.partition("=")
+        try:
+            if not separator:
+                raise ValueError(option)
+            match ColumnKind(kind):
+                case ColumnKind.NUMERIC:
+                    found.number = float(value)
+                case ColumnKind.BOOLEAN:
+                    found.boolean = {"true": True, "false": False}[value]
+                case ColumnKind.TEXT:
+                    found.text = value
+                case ColumnKind.DATE:
+                    found.date = value
+        except (ValueError, KeyError):
+            raise typer.BadParameter(
+                f"--fill {option}: give KIND=VALUE, such as numeric=-1, text=unknown, boolean=false"
+                " or date=2000-01-01"
+            ) from None
+    return found
+
+
 def sizing(fit: Fit | None, size: str) -> training_pb2.ImageSizing:
     """Parse how images get which size, `WIDTHxHEIGHT`.
 

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from servery.cli.job_view import follow_job
 from servery.cli.jobs import priority_of
 from servery.cli.output import Format, Output, as_dict, err, out, print_json, short
-from servery.cli.schema import Fit, SplitBy, clips, column_types, sizing
+from servery.cli.schema import Fit, SplitBy, clips, column_types, fill, sizing
 from servery.cli.session import connect
 from servery.packing import ARRAYS
 from servery.trainer.v1 import dataset_pb2
@@ -125,6 +125,13 @@ def train(
     split: Annotated[SplitBy, typer.Option(help="How rows are divided.")] = SplitBy.STRATIFIED,
     split_column: Annotated[str, typer.Option(help="Column of the groups or times.")] = "",
     missing: Annotated[Missing, typer.Option(help="Rows with an empty cell.")] = Missing.REFUSE,
+    fills: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fill",
+            help="Of impute-constant: KIND=VALUE, KIND as of --type; numeric=0, text=missing.",
+        ),
+    ] = None,
     duplicates: Annotated[Duplicates, typer.Option(help="Repeated rows.")] = Duplicates.REFUSE,
     family: Annotated[
         Family | None,
@@ -154,6 +161,9 @@ def train(
     output: Output = Format.TABLE,
 ) -> None:
     """Upload a file, train a model on it, prove it, publish it and serve it."""
+    constants = fill(fills)
+    if fills and missing is not Missing.IMPUTE_CONSTANT:
+        raise typer.BadParameter("--fill goes with --missing impute-constant")
     with connect(context) as servery:
         dataset = servery.datasets.upload(*files)
         err.print(f"dataset {short(dataset.name)[:12]}: {dataset.row_count} rows", markup=False)
@@ -210,6 +220,7 @@ def train(
                     message.column_types[column] = kind
                 for column, ends in clips(clip).items():
                     message.clip[column].CopyFrom(ends)
+                message.fill.CopyFrom(constants)
             else:
                 message.text = text
         elif task is not Task.CLASSIFICATION:
