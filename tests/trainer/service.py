@@ -31,6 +31,7 @@ from servery.trainer.v1 import (
 )
 from servery_rpc.identity import CLAIMS_HEADER
 from servery_trainer.__main__ import trainer
+from servery_trainer.executor import Work
 from servery_trainer.resources import Resources
 from servery_trainer.settings import TrainerSettings
 from servery_trainer.store import queued
@@ -267,6 +268,10 @@ async def failure(call: Any) -> ApiError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return ApiError.of(caught.value)
+
+
+async def ready(work: Work) -> None:
+    """What a scheduler waits for before it starts a process: nothing."""
 
 
 async def until(holds: Callable[[], bool]) -> None:

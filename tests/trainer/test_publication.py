@@ -28,7 +28,7 @@ from servery_trainer.publication import (
 )
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.store import JobStore
-from tests.trainer.service import CAPACITY, queued_job, spec
+from tests.trainer.service import CAPACITY, queued_job, ready, spec
 
 NAME = "tenants/default/trainingJobs/a"
 VERSION = "tenants/default/models/succeeds/versions/7"
@@ -82,6 +82,7 @@ async def publishing(
         store,
         executor,
         Publications(store, registry, directories, now, SOON),
+        make_ready=ready,
         dataset_path=lambda _: directory / "data.csv",
         directories=directories,
         wake=asyncio.Event(),

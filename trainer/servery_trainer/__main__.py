@@ -11,19 +11,29 @@ from functools import partial
 from servery.trainer.v1.dataset_pb2_grpc import add_DatasetServiceServicer_to_server
 from servery.trainer.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
 from servery.trainer.v1.tuning_pb2_grpc import add_TuningServiceServicer_to_server
+from servery_rpc.names import TrainingJobName, VersionName
 from servery_rpc.process import run_process, stop_requested
 from servery_rpc.server import RunningServer, Service, serving
+from servery_trainer.base_version import fetch
+from servery_trainer.custom_code import CustomCodePolicy
 from servery_trainer.database import open_database
 from servery_trainer.dataset_servicer import DatasetServicer
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.durable import exclusive
 from servery_trainer.event_log import EventLog
+from servery_trainer.executor import Work
 from servery_trainer.job_directories import JobDirectories
 from servery_trainer.job_logs import JobLogs
-from servery_trainer.local_executor import JOB_COMMAND, LocalExecutor, network_is_closed
+from servery_trainer.local_executor import (
+    JOB_COMMAND,
+    LocalExecutor,
+    can_shut_in,
+    network_is_closed,
+)
 from servery_trainer.progress import JOBS
 from servery_trainer.publication import Publications
 from servery_trainer.publisher import RegistryPublisher, dial_registry
+from servery_trainer.registry_versions import RegistryVersions
 from servery_trainer.resources import machine
 from servery_trainer.scheduler import Scheduler
 from servery_trainer.settings import TrainerSettings
@@ -91,19 +101,34 @@ async def _trainer_alone(
     executor = LocalExecutor(address_space_bytes=settings.job_memory_bytes, command=command)
     if not await asyncio.to_thread(network_is_closed):
         log.warning("the kernel permits no network namespaces: jobs can reach the network")
+    custom_code = CustomCodePolicy(
+        settings.custom_code_tenants,
+        bool(settings.custom_code_tenants)
+        and await asyncio.to_thread(can_shut_in, settings.data_dir),
+    )
+    if custom_code.tenants and not custom_code.has_sandbox:
+        log.warning("this machine cannot shut a job in: code of tenants is refused")
     directories = JobDirectories(settings.data_dir / "jobs")
     logs = JobLogs(store, directories)
     async with dial_registry(settings.registry) as channel, asyncio.TaskGroup() as tasks:
+        versions = RegistryVersions(channel)
+
+        async def make_ready(work: Work) -> None:
+            custom_code.require(TrainingJobName.parse(work.name).tenant, work.spec)
+            if work.base:
+                await fetch(versions, VersionName.parse(work.spec.base_version), work.base)
+
         scheduler = Scheduler(
             store,
             executor,
             Publications(store, RegistryPublisher(channel), directories, _now),
+            make_ready=make_ready,
             dataset_path=datasets.path,
             directories=directories,
             wake=wake,
             now=_now,
         )
-        submissions = Submissions(store, datasets, capacity, _now)
+        submissions = Submissions(store, datasets, capacity, _now, versions, custom_code)
         training = TrainingServicer(store, submissions, scheduler, events, logs)
         tuner = Tuner(studies, scheduler, events, directories, capacity, _now)
         tuning = TuningServicer(studies, submissions, tuner, study_events, capacity, _now)

@@ -3,12 +3,15 @@
 What an executor on other machines (Kubernetes Jobs, say) has to keep:
 
 - The program is `python -m servery_trainer.job --spec FILE --dataset FILE --out DIRECTORY
-  --checkpoint-dir DIRECTORY --threads CORES`, in `ENVIRONMENT`; the files are those of `Work`, so
-  `Work.directory` and the dataset must be the same storage for the trainer and for the job.
+  --checkpoint-dir DIRECTORY --threads CORES`, with `--base DIRECTORY` if there is one, in
+  `ENVIRONMENT`; the files are those of `Work`, so `Work.directory` and the dataset must be the same
+  storage for the trainer and for the job.
 - What it says on standard output is described in `local_executor`. Standard error goes to the end
   of `Work.log_path`, as it is written: it is what callers read as the log of the job.
 - `Work.resources` are requested and enforced; with other `cores` the weights differ in their last
-  bits. The process has no network, and nothing it started outlives it.
+  bits. The process has no network, and nothing it started outlives it. One whose spec names the
+  family `custom` runs below the program `sandbox`, with an environment of its own; it refuses to
+  run the code of its tenant if it does not.
 - To be stopped it gets SIGTERM and 10 s or more to write a checkpoint, then SIGKILL. An attempt
   that starts while one of the same job may still run elsewhere would spoil the checkpoint of both.
 - A death without a word (eviction, a lost node, out of memory) is `Crashed`: the scheduler tries
@@ -57,6 +60,16 @@ class Work:
     def checkpoint(self) -> Path:
         """Directory of how far training came; kept between attempts."""
         return self.directory / "checkpoint"
+
+    @property
+    def base(self) -> Path | None:
+        """Directory with the files of the version the job starts from, if it does from one."""
+        return self.directory / "base" if self.spec.base_version else None
+
+    @property
+    def scratch(self) -> Path:
+        """Directory for what the process needs while it runs, if it may write in no other."""
+        return self.directory / "scratch"
 
     @property
     def log_path(self) -> Path:

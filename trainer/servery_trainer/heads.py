@@ -11,7 +11,7 @@ Shape suffixes: B rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -35,6 +35,14 @@ class Output:
     meaning: str
     labels: tuple[str, ...] = ()
     """The name of each number, if they have any."""
+
+
+_DATATYPES: Final = {"float16": "FP16", "float32": "FP32", "object": "BYTES"}
+
+
+def datatype(dtype: np.dtype[Any]) -> str:
+    """Return what the Open Inference Protocol calls the type of an input or output."""
+    return _DATATYPES.get(dtype.name, dtype.name.upper())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,8 @@ class JobDirectories:
         keeps its bundle until its study has chosen.
         """
         directory = self.of(TrainingJobName.parse(job.name))
+        for name in ("scratch", "base"):
+            shutil.rmtree(directory / name, ignore_errors=True)
         if not (job.study and job.state == SUCCEEDED):
             shutil.rmtree(directory / "bundle", ignore_errors=True)
         if job.study or job.state == SUCCEEDED:

@@ -3,6 +3,9 @@
 The process of a job says on stdout, one JSON object a line, `{"progress": Progress}` any number of
 times, then `{"result": TrainingResult}` and exits 0, or `{"error": {reason, message, metadata}}`
 and exits 1. Any other end is a crash.
+
+A job with code of its tenant's own is shut in by `sandbox`, too: it sees the installation, its spec
+and its data, nothing of the environment of the trainer, and writes in directories of its own.
 """
 
 import asyncio
@@ -15,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +28,12 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
+import servery
+import servery_rpc
+import servery_trainer
 from servery.trainer.v1 import training_pb2 as pb
-from servery_trainer import confine
+from servery_trainer import confine, sandbox
+from servery_trainer.custom_code import is_custom
 from servery_trainer.durable import sync_directory
 from servery_trainer.executor import ENVIRONMENT, Work
 from servery_trainer.jobs import Crashed, Outcome, crash
@@ -36,6 +44,12 @@ JOB_COMMAND: Final = (sys.executable, "-m", "servery_trainer.job")
 _MAX_LINE_BYTES: Final = 64 * 1024**2
 CONFINE: Final = (sys.executable, "-I", "-S", str(Path(confine.__file__)))
 """The program that keeps a job within bounds."""
+
+SANDBOX: Final = (sys.executable, "-I", "-S", str(Path(sandbox.__file__)))
+"""The program that shuts a job in."""
+
+_KEPT_VARIABLES: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+"""What a job that is shut in sees of the trainer's environment."""
 
 _KILL_S: Final = 5.0
 _NICENESS: Final = 10  # Of 19: training gives way to serving on the same machine.
@@ -103,20 +117,25 @@ class LocalExecutor:
             "memory_bytes": work.resources.memory_bytes,
             "cpu_s": 0 if limit_s is None else math.ceil(cores * (limit_s + self.grace_s)),
         }
+        shut_in = is_custom(work.spec)
         with work.log_path.open("ab") as job_log:
             return subprocess.Popen(  # noqa: S603 the trainer's own program
                 [
-                    *(*CONFINE, json.dumps(bounds), *self.command),
+                    *(*CONFINE, json.dumps(bounds)),
+                    *((*SANDBOX, json.dumps(_rules(work))) if shut_in else ()),
+                    *self.command,
                     *("--spec", str(work.spec_path)),
                     *("--dataset", str(work.dataset)),
                     *("--out", str(work.bundle)),
                     *("--checkpoint-dir", str(work.checkpoint)),
                     *("--threads", str(cores)),
+                    *(("--base", str(work.base)) if work.base else ()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=job_log,
-                env=os.environ | ENVIRONMENT,
+                env=(_bare_environment(work) if shut_in else os.environ) | ENVIRONMENT,
+                cwd=work.scratch if shut_in else None,
                 start_new_session=True,  # Its own group, so that a signal reaches all of it.
             )
 
@@ -223,11 +242,51 @@ def network_is_closed() -> bool:
     return subprocess.run([*CONFINE, "probe"], check=False).returncode == 0  # noqa: S603 our own
 
 
+def can_shut_in(data_dir: Path) -> bool:
+    """Tell whether code of tenants can be run here and see nothing of `data_dir`. Blocks."""
+    probe = subprocess.run([*SANDBOX, "probe"], check=False, capture_output=True)  # noqa: S603 our own
+    return probe.returncode == 0 and not any(
+        data_dir.resolve().is_relative_to(root) for root in installation()
+    )
+
+
+def installation() -> list[str]:
+    """Return the directories of Python, of the libraries and of the trainer's own modules."""
+    packages = (servery, servery_rpc, servery_trainer)
+    roots = {
+        *(sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()),
+        *(str(Path(package.__path__[0]).parent) for package in packages),
+    }
+    return sorted({str(Path(root).resolve()) for root in roots if Path(root).is_dir()})
+
+
+def _rules(work: Work) -> dict[str, list[str]]:
+    """Return what a job that is shut in may read and write, as `sandbox` takes it."""
+    return {
+        "read": [
+            *installation(),
+            *map(str, (work.spec_path, *work.dataset.parent.glob(f"{work.dataset.name}*"))),
+            *((str(work.base),) if work.base else ()),
+        ],
+        "write": [str(path) for path in (work.bundle, work.checkpoint, work.scratch)],
+    }
+
+
+def _bare_environment(work: Work) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    own = {"HOME": str(work.scratch), "TMPDIR": str(work.scratch), "PYTHONSAFEPATH": "1"}
+    return kept | own
+
+
 def _prepare(work: Work) -> None:
     """Make the directory as a first attempt finds it, but for the log, which grows."""
     work.directory.mkdir(parents=True, exist_ok=True)
     if work.bundle.exists():
         shutil.rmtree(work.bundle)
+    if is_custom(work.spec):
+        shutil.rmtree(work.scratch, ignore_errors=True)
+        for path in (work.bundle, work.checkpoint, work.scratch):
+            path.mkdir(exist_ok=True)
     work.spec_path.write_text(json_format.MessageToJson(work.spec))
 
 

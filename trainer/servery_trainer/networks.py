@@ -1,8 +1,13 @@
 """What kind of network a job trains, parsed; `families` builds it."""
 
-from collections.abc import Sequence
+import json
+import keyword
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
+
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
@@ -244,7 +249,47 @@ class TwoTower:
         return pb.TwoTowerFamily(dimension=self.dimension)
 
 
-Family = Dense | Convolutional | Embedding | Recurrent | Transformer | Autoencoder | TwoTower
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Custom:
+    """What a module of the caller builds; only a process that is shut in may import it."""
+
+    module: str
+    """Its source."""
+    parameters: Mapping[str, Any]
+    """What `build` is called with, as JSON has it."""
+
+    name: ClassVar = "custom"
+
+    @classmethod
+    def parse(cls, family: pb.CustomFamily, path: str) -> Self:
+        """Parse the message at `path`; the source is not looked into.
+
+        Raises:
+            FieldInvalidError: A field is missing, malformed or too large.
+        """
+        size = len(family.module.encode())
+        if not 0 < size <= _MAX_MODULE_BYTES:
+            rule = f"hold the source of a module, 1 to {_MAX_MODULE_BYTES} bytes"
+            raise FieldInvalidError(f"{path}.module", f"{size} bytes", rule)
+        return cls(
+            module=family.module, parameters=_parameters(family.parameters, f"{path}.parameters")
+        )
+
+    def to_proto(self) -> pb.CustomFamily:
+        """Render it; `parse` gives an equal value back."""
+        family = pb.CustomFamily(module=self.module)
+        if self.parameters:
+            family.parameters.update(self.parameters)
+        return family
+
+
+Family = (
+    Dense | Convolutional | Embedding | Recurrent | Transformer | Autoencoder | TwoTower | Custom
+)
+
+_MAX_MODULE_BYTES: Final = 64 * 1024
+_MAX_PARAMETERS_BYTES: Final = 16 * 1024
+_OWN_ARGUMENTS: Final = frozenset({"shape", "outputs", "vocabulary"})
 
 _FAMILIES: Final[tuple[type[Family], ...]] = (
     Dense,
@@ -254,14 +299,15 @@ _FAMILIES: Final[tuple[type[Family], ...]] = (
     Transformer,
     Autoencoder,
     TwoTower,
+    Custom,
 )
 _FITTING: Final[dict[type[Task], tuple[type[Family], ...]]] = {
-    TabularTask: (Dense,),
-    ImageTask: (Convolutional, Dense),
-    TextTask: (Dense, Embedding, Recurrent, Transformer),
+    TabularTask: (Dense, Custom),
+    ImageTask: (Convolutional, Dense, Custom),
+    TextTask: (Dense, Embedding, Recurrent, Transformer, Custom),
     RecommendationTask: (TwoTower,),
-    SequenceTask: (Recurrent, Convolutional, Transformer, Dense),
-    ForecastTask: (Recurrent, Convolutional, Transformer, Dense),
+    SequenceTask: (Recurrent, Convolutional, Transformer, Dense, Custom),
+    ForecastTask: (Recurrent, Convolutional, Transformer, Dense, Custom),
 }
 """The families that fit a task, its default first."""
 
@@ -283,6 +329,37 @@ def parse_family(spec: pb.TrainingSpec, task: Task, root: str) -> Family:
         raise FieldInvalidError(path, chosen, f"be {names}: the only {only} {task.name}")
     message: Any = getattr(spec, chosen)
     return family.parse(message, path)
+
+
+def _parameters(given: Struct, path: str) -> Mapping[str, Any]:
+    try:
+        parameters = {
+            name: _plain(value) for name, value in json_format.MessageToDict(given).items()
+        }
+    except ValueError:
+        raise FieldInvalidError(path, "NaN or infinity", "hold finite numbers only") from None
+    for name in parameters:
+        if not name.isidentifier() or keyword.iskeyword(name) or name in _OWN_ARGUMENTS:
+            rule = f"name arguments of build other than {', '.join(sorted(_OWN_ARGUMENTS))}"
+            raise FieldInvalidError(path, name, rule)
+    size = len(json.dumps(parameters))
+    if size > _MAX_PARAMETERS_BYTES:
+        rule = f"be at most {_MAX_PARAMETERS_BYTES} bytes as JSON"
+        raise FieldInvalidError(path, f"{size} bytes", rule)
+    return parameters
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a `Struct`, whose numbers are all floats, with whole ones as `int`."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_plain(each) for each in value]
+        case dict():
+            return {name: _plain(each) for name, each in value.items()}
+        case _:
+            return value
 
 
 def _each(sizes: Sequence[int], most: int, most_layers: int, field: str) -> None:

@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.errors import DependencyUnavailableError, ServeryError
 from servery_rpc.names import DatasetName, TrainingJobName
 from servery_trainer.durable import is_full
 from servery_trainer.executor import Executor, Work
@@ -41,6 +42,7 @@ class Scheduler:
         store: The jobs.
         executor: Where their processes run.
         publications: What brings their outcomes to the registry.
+        make_ready: Brings what a process needs beside its data; what it raises ends the job.
         dataset_path: Finds the file of a dataset.
         directories: Where each job has its directory.
         wake: Set by others when another job may start.
@@ -53,6 +55,7 @@ class Scheduler:
         executor: Executor,
         publications: Publications,
         *,
+        make_ready: Callable[[Work], Awaitable[None]],
         dataset_path: Callable[[DatasetName], Path],
         directories: JobDirectories,
         wake: asyncio.Event,
@@ -61,6 +64,7 @@ class Scheduler:
         self._store = store
         self._executor = executor
         self._publications = publications
+        self._make_ready = make_ready
         self._dataset_path = dataset_path
         self._directories = directories
         self._now = now
@@ -137,8 +141,13 @@ class Scheduler:
                 return deadline_passed(job.deadline_s)
         try:
             work = await self._prepare(name, job, left_s)
+            await self._make_ready(work)
         except OSError as error:
             return self._not_started(job, error)
+        except DependencyUnavailableError as error:
+            return Crashed(_job_error(error))
+        except ServeryError as error:
+            return _job_error(error)
         log.info("%s starts, attempt %s", job.name, job.attempt)
         async with Recorder(lambda progress: self._store.record(name, progress)) as recorder:
             process = asyncio.create_task(self._executor.run(work, recorder.put))
@@ -162,8 +171,9 @@ class Scheduler:
     def _not_started(self, job: pb.TrainingJob, error: BaseException) -> Outcome:
         log.error("%s could not be run", job.name, exc_info=error)
         if isinstance(error, OSError) and is_full(error):
-            full = TrainingStorageFullError(shutil.disk_usage(self._directories.root).free)
-            return pb.JobError(reason=full.reason, message=str(full), metadata=full.metadata)
+            return _job_error(
+                TrainingStorageFullError(shutil.disk_usage(self._directories.root).free)
+            )
         return Crashed(crash("not started", "the trainer could not run the training process"))
 
     async def _prepare(
@@ -178,3 +188,7 @@ class Scheduler:
             with contextlib.suppress(FileNotFoundError):  # Then it starts anew.
                 await asyncio.to_thread(link_files, earlier / "checkpoint", work.checkpoint)
         return work
+
+
+def _job_error(error: ServeryError) -> pb.JobError:
+    return pb.JobError(reason=error.reason, message=str(error), metadata=error.metadata)

@@ -70,6 +70,11 @@ class Choice:
 
 Domain = Whole | Real | Choice
 
+_FIXED: Final = frozenset(
+    {"dataset", "split", "publication", "optimization", "base_version"}
+    | {"training.seed", "custom.module"}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -142,7 +147,7 @@ def _field(path: str, spec: training_pb2.TrainingSpec, at: str) -> FieldDescript
     if field is None or field.message_type is not None:
         raise FieldInvalidError(at, path, _rule(descriptor.fields_by_name))
     first = path.partition(".")[0]
-    if first in ("dataset", "split", "publication", "optimization") or path == "training.seed":
+    if first in _FIXED or path in _FIXED:
         raise FieldInvalidError(at, path, "be left alone: it does not make a model better")
     group = spec.DESCRIPTOR.fields_by_name[first].containing_oneof
     if group is not None:

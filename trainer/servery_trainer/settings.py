@@ -1,8 +1,10 @@
 """What the trainer can be told."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from servery_rpc.names import TENANT
 from servery_rpc.settings import ServerSettings, option
 from servery_trainer.intake import UploadLimits
 
@@ -23,6 +25,9 @@ class TrainerSettings(ServerSettings):
     upload_stall_s: float = option("seconds an upload may say nothing before it is ended", 60.0)
     upload_keep_s: float = option("seconds an upload that broke off is kept", 86_400.0)
     spare_disk_bytes: int = option("disk space that uploads leave free", 256 * 1024**2)
+    custom_code_tenants: tuple[str, ...] = option(
+        "ids of tenants whose own modules may build networks, in a process that is shut in", ()
+    )
 
     def __post_init__(self) -> None:
         """See `ServerSettings`."""
@@ -37,6 +42,9 @@ class TrainerSettings(ServerSettings):
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.max_dataset_bytes < 1:
             raise ValueError(f"max_dataset_bytes must be at least 1, not {self.max_dataset_bytes}")
+        for tenant in self.custom_code_tenants:
+            if not re.fullmatch(TENANT, tenant):
+                raise ValueError(f"custom_code_tenants must be ids of tenants, not {tenant!r}")
         for name in ("max_uploads", "upload_stall_s", "upload_keep_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be over 0, not {getattr(self, name)}")

@@ -8,6 +8,7 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer.networks import (
     Autoencoder,
     Convolutional,
+    Custom,
     Dense,
     Embedding,
     Family,
@@ -24,7 +25,10 @@ MAX_PARAMETERS: Final = 100_000_000
 def parameter_count(
     family: Family, shape: tuple[int, ...], classes: int, vocabulary: int = 0
 ) -> int:
-    """Count the weights of the network `families.build` makes of the same arguments."""
+    """Count the weights of the network `families.build` makes of the same arguments.
+
+    Those of a custom network only building it can tell: 0.
+    """
     match family:
         case Dense(hidden_units=layers):
             count, width = 0, prod(shape)
@@ -57,6 +61,8 @@ def parameter_count(
             count, width, classes = 0, shape[0], shape[0]
         case TwoTower(dimension=dimension):
             return (vocabulary + classes) * dimension
+        case Custom():
+            return 0
     for size in (*layers, classes):
         count, width = count + (width + 1) * size, size
     return count
@@ -70,6 +76,7 @@ _LEVERS: Final = {
     Transformer: "dimension",
     Autoencoder: "hidden_units",
     TwoTower: "dimension",
+    Custom: "parameters",
 }
 """The field to make a network smaller by."""
 

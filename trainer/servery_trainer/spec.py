@@ -6,7 +6,7 @@ from typing import Final
 
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
-from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName
+from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName, VersionName
 from servery_trainer.hyperparameters import BATCH_SIZE, Optimization, Training
 from servery_trainer.networks import Family, parse_family
 from servery_trainer.recommendation_task import RecommendationTask
@@ -29,6 +29,8 @@ class Spec:
     optimization: Optimization
     model: ModelName
     alias: AliasName | None
+    base_version: VersionName | AliasName | None = None
+    """Where to start from; of a job that was created a version."""
 
     def to_proto(self) -> training_pb2.TrainingSpec:
         """Render it with every default written out; `parse_spec` gives an equal spec back."""
@@ -40,6 +42,7 @@ class Spec:
             publication=training_pb2.Publication(
                 model=str(self.model), alias=self.alias.alias if self.alias else ""
             ),
+            base_version=str(self.base_version or ""),
         )
         getattr(spec, self.task.name).CopyFrom(self.task.to_proto())
         getattr(spec, self.family.name).CopyFrom(self.family.to_proto())
@@ -69,6 +72,9 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     if isinstance(task, RecommendationTask) and replace(split, seed=None) != SplitPolicy():
         rule = "say nothing but the seed: of each user the last two interactions are held out"
         raise FieldInvalidError(f"{ROOT}.split", split.column, rule)
+    if isinstance(task, RecommendationTask) and spec.base_version:
+        rule = "be empty: what is recommended follows from who took what, so train it anew"
+        raise FieldInvalidError(f"{ROOT}.base_version", spec.base_version, rule)
     return Spec(
         dataset=dataset,
         task=task,
@@ -78,7 +84,15 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
         model=model,
         alias=alias,
+        base_version=_base_version(spec.base_version),
     )
+
+
+def _base_version(text: str) -> VersionName | AliasName | None:
+    if not text:
+        return None
+    kind = AliasName if "/aliases/" in text else VersionName
+    return kind.parse(text, f"{ROOT}.base_version")
 
 
 def _publication(publication: training_pb2.Publication) -> tuple[ModelName, AliasName | None]:

@@ -3,14 +3,18 @@
 import asyncio
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.identity import Caller
-from servery_rpc.names import TenantName, TrainingJobName
+from servery_rpc.names import AliasName, TenantName, TrainingJobName, VersionName
+from servery_trainer.base_version import BaseVersion, Versions
+from servery_trainer.custom_code import CustomCodePolicy
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.examples import load_examples
 from servery_trainer.idempotency import CreateRequest
@@ -40,14 +44,19 @@ def require_rights(
         root: Path of the spec, to name fields by.
 
     Raises:
-        FieldInvalidError: The dataset or the model is not of `parent`.
-        PermissionDeniedError: The caller may not train the model, publish it or move its alias.
+        FieldInvalidError: The dataset, the model or the base version is not of `parent`.
+        PermissionDeniedError: The caller may not train the model, publish it or move its alias, or
+            not read the base version.
     """
     rule = f"be of {parent}, like the job"
     if spec.dataset.tenant != parent.tenant:
         raise FieldInvalidError(f"{root}.dataset", spec.dataset, rule)
     if spec.model.tenant != parent.tenant:
         raise FieldInvalidError(f"{root}.publication.model", spec.model, rule)
+    if spec.base_version:
+        if spec.base_version.model.tenant != parent.tenant:
+            raise FieldInvalidError(f"{root}.base_version", spec.base_version, rule)
+        caller.require("read", parent.tenant, spec.base_version.model.model)
     caller.require("train", parent.tenant, spec.model.model)
     if publishes:
         caller.require("publish", parent.tenant, spec.model.model)
@@ -75,6 +84,8 @@ class Submissions:
         datasets: Where their data is.
         capacity: What all jobs together may use.
         now: The clock.
+        versions: Where those are that jobs start from.
+        custom_code: Whose modules are run.
     """
 
     def __init__(
@@ -83,11 +94,15 @@ class Submissions:
         datasets: DatasetStore,
         capacity: Capacity,
         now: Callable[[], datetime],
+        versions: Versions,
+        custom_code: CustomCodePolicy,
     ) -> None:
         self._jobs = jobs
         self._datasets = datasets
         self._capacity = capacity
         self._now = now
+        self._versions = versions
+        self._custom_code = custom_code
         self._checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
     def parse_terms(self, asked: pb.TrainingJob) -> Terms:
@@ -117,6 +132,10 @@ class Submissions:
             FieldInvalidError: The task does not fit the format of the dataset, or the job to resume
                 is not one that stopped on the way to the same outcome.
             DatasetInvalidError: The data cannot be used as the spec asks.
+            CustomCodeForbiddenError: It is to run code that this trainer does not run.
+            VersionNotFoundError: The base version does not exist.
+            AliasNotFoundError: It was named by an alias that does not exist.
+            DependencyUnavailableError: The registry does not answer about the base version.
         """
         request = CreateRequest.of(parent.tenant, request_id, asked) if request_id else None
         if request:
@@ -131,6 +150,10 @@ class Submissions:
         self, parent: TenantName, asked: pb.TrainingJob, spec: Spec, terms: Terms
     ) -> pb.TrainingJob:
         """Check like `create`, and return the job that would be, without a name."""
+        if isinstance(spec.base_version, AliasName):
+            version = await self._versions.pointed_at(spec.base_version)
+            spec, asked = replace(spec, base_version=version), _copy(asked)
+            asked.spec.base_version = str(version)
         if terms.resume_from:
             await self._check_resumed(parent, asked.spec, terms.resume_from)
         await self.check(spec)
@@ -154,13 +177,32 @@ class Submissions:
         Raises:
             ServeryError: As `create`.
         """
+        self._custom_code.require(spec.dataset.tenant, spec.to_proto())
         dataset = await asyncio.to_thread(self._datasets.get, spec.dataset)
         if dataset.format not in spec.task.dataset_formats:
             names = map(_format_name, sorted(spec.task.dataset_formats))
             rule = f"be a dataset of {' or '.join(names)} for this task"
             raise FieldInvalidError("training_job.spec.dataset", spec.dataset, rule)
+        base = None
+        match spec.base_version:
+            case VersionName() as version:
+                base = await BaseVersion.ask(self._versions, version)
+            case AliasName() as alias:  # Of a study, whose trials shall all start alike.
+                raise FieldInvalidError(f"{ROOT}.base_version", alias, "be a version, no alias")
         async with self._checks:
-            await asyncio.to_thread(load_examples, spec, self._datasets.path(spec.dataset))
+            await asyncio.to_thread(_check_data, spec, self._datasets.path(spec.dataset), base)
+
+
+def _check_data(spec: Spec, path: Path, base: BaseVersion | None) -> None:
+    examples = load_examples(spec, path)
+    if base:
+        base.check(spec, examples)
+
+
+def _copy(job: pb.TrainingJob) -> pb.TrainingJob:
+    copy = pb.TrainingJob()
+    copy.CopyFrom(job)
+    return copy
 
 
 def _format_name(known: int) -> str:

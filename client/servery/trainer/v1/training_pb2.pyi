@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -515,12 +516,22 @@ class TrainingSpec(_message.Message):
     TRANSFORMER_FIELD_NUMBER: _builtins.int
     AUTOENCODER_FIELD_NUMBER: _builtins.int
     TWO_TOWER_FIELD_NUMBER: _builtins.int
+    CUSTOM_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
     OPTIMIZATION_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
+    base_version: _builtins.str
+    """Start from the weights of this version instead of random ones, behind its preprocessing as it
+    is: `tenants/{tenant}/models/{model}/versions/{version}`, of the same tenant as the job, which
+    the caller may read; or one of its `aliases/{alias}`, which becomes the version it points at.
+    The kind of task, the inputs and the family must be those it was trained with, but for dropout.
+    If the labels are not, in their order, the last layer starts from random weights. Not for
+    recommendation.
+    """
     @_builtins.property
     def tabular_classification(self) -> Global___TabularClassification:
         """Rows of a table with a class each, from a dataset in CSV, Parquet, JSON Lines or TEXTS."""
@@ -596,6 +607,12 @@ class TrainingSpec(_message.Message):
         """Two towers; fits recommendation, and nothing else does."""
 
     @_builtins.property
+    def custom(self) -> Global___CustomFamily:
+        """A network that a module of the caller builds; fits every task but anomaly detection and
+        recommendation. For tenants that the operator of the trainer names, and no others.
+        """
+
+    @_builtins.property
     def split(self) -> Global___Split:
         """How to divide the rows."""
 
@@ -633,16 +650,18 @@ class TrainingSpec(_message.Message):
         transformer: Global___TransformerFamily | None = ...,
         autoencoder: Global___AutoencoderFamily | None = ...,
         two_tower: Global___TwoTowerFamily | None = ...,
+        custom: Global___CustomFamily | None = ...,
         split: Global___Split | None = ...,
         training: Global___Training | None = ...,
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
+        base_version: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "custom", b"custom", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower"]  # noqa: Y015
+    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower", "custom"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
     _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection", "sequence_classification", "forecasting", "recommendation"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
@@ -1791,6 +1810,42 @@ class TwoTowerFamily(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TwoTowerFamily: _TypeAlias = TwoTowerFamily  # noqa: Y015
+
+@_typing.final
+class CustomFamily(_message.Message):
+    """A network that a Python module of the caller builds, in a process that can open no file but its own
+    and the libraries, has no network and starts no other process.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODULE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    module: _builtins.str
+    """Required. The source of the module, UTF-8, at most 65536 bytes. It defines
+    `build(shape, outputs, vocabulary, **parameters)`, which returns a `keras.Model` from float32
+    features [batch, *shape] to float32 [batch, outputs]: logits of classes or labels, or numbers of
+    mean 0 and deviation 1. `shape` is [features], [tokens], [step, channel] or [height, width,
+    channel]; `vocabulary` is how many numbers a token can have, of which 0 is padding, or 0 if
+    features are no tokens. Random weights follow the seed of the job.
+    """
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """Passed to `build` by name; numbers without a fraction as `int`. At most 16384 bytes as JSON."""
+
+    def __init__(
+        self,
+        *,
+        module: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["module", b"module", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomFamily: _TypeAlias = CustomFamily  # noqa: Y015
 
 @_typing.final
 class AutoencoderFamily(_message.Message):

@@ -90,6 +90,9 @@ class TrainingServiceServicer(object):
         - INVALID_ARGUMENT, REQUEST_ID_REUSED.
         - NOT_FOUND, DATASET_NOT_FOUND.
         - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
+        - NOT_FOUND, VERSION_NOT_FOUND or ALIAS_NOT_FOUND: `base_version` does not exist.
+        - PERMISSION_DENIED, CUSTOM_CODE_FORBIDDEN: the family is `custom`, and may not be.
+        - UNAVAILABLE, DEPENDENCY_UNAVAILABLE: the registry does not answer about `base_version`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

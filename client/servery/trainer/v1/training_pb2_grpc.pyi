@@ -50,6 +50,9 @@ class TrainingServiceStub:
     - INVALID_ARGUMENT, REQUEST_ID_REUSED.
     - NOT_FOUND, DATASET_NOT_FOUND.
     - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
+    - NOT_FOUND, VERSION_NOT_FOUND or ALIAS_NOT_FOUND: `base_version` does not exist.
+    - PERMISSION_DENIED, CUSTOM_CODE_FORBIDDEN: the family is `custom`, and may not be.
+    - UNAVAILABLE, DEPENDENCY_UNAVAILABLE: the registry does not answer about `base_version`.
     """
     GetTrainingJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetTrainingJobRequest, _training_pb2.GetTrainingJobResponse]
     """Returns one job as it is now.
@@ -113,6 +116,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     - INVALID_ARGUMENT, REQUEST_ID_REUSED.
     - NOT_FOUND, DATASET_NOT_FOUND.
     - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
+    - NOT_FOUND, VERSION_NOT_FOUND or ALIAS_NOT_FOUND: `base_version` does not exist.
+    - PERMISSION_DENIED, CUSTOM_CODE_FORBIDDEN: the family is `custom`, and may not be.
+    - UNAVAILABLE, DEPENDENCY_UNAVAILABLE: the registry does not answer about `base_version`.
     """
     GetTrainingJob: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTrainingJobRequest, _training_pb2.GetTrainingJobResponse]  # type: ignore[assignment]
     """Returns one job as it is now.
@@ -179,6 +185,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT, REQUEST_ID_REUSED.
         - NOT_FOUND, DATASET_NOT_FOUND.
         - NOT_FOUND, TRAINING_JOB_NOT_FOUND: `resume_from` does not exist.
+        - NOT_FOUND, VERSION_NOT_FOUND or ALIAS_NOT_FOUND: `base_version` does not exist.
+        - PERMISSION_DENIED, CUSTOM_CODE_FORBIDDEN: the family is `custom`, and may not be.
+        - UNAVAILABLE, DEPENDENCY_UNAVAILABLE: the registry does not answer about `base_version`.
         """
 
     @_abc_1.abstractmethod
