@@ -1,8 +1,8 @@
 """The throw-away process that opens a bundle first: `python -m servery_registry.admission DIR`.
 
-It limits itself, checks the signature and the golden rows, walks the graph, loads it in ONNX
-Runtime, and prints one JSON object: empty if all is well, else `problem` in words, with `file`
-unless it is the graph that is refused. Whatever a file does to this process, the registry lives.
+It limits itself, checks the signature and the golden rows, walks the graphs, loads them in ONNX
+Runtime, and prints one JSON object: empty if all is well, else `problem` in words, with `file`, or
+with `graph` if one is refused. Whatever a file does to this process, the registry lives.
 """
 
 import argparse
@@ -55,23 +55,32 @@ def _limit(memory_bytes: int, cpu_s: int) -> None:
 def _verdict(directory: Path) -> dict[str, str]:
     # Imported under the limits, and not by the registry, which reads the constants above only.
     from servery_registry.bundle import (
+        EXPLANATION,
         GOLDEN,
         GRAPH,
         SIGNATURE,
         BundleInvalidError,
         Signature,
+        check_explanation,
         check_signature,
     )
     from servery_registry.golden import check_golden
 
+    opened = GRAPH
     try:
         signature = Signature.parse((directory / SIGNATURE).read_bytes())
         check_golden(directory / GOLDEN, signature)
-        check_signature(signature, inspect_graph(directory / GRAPH))
+        model = inspect_graph(directory / GRAPH)
+        check_signature(signature, model)
+        if (directory / EXPLANATION).exists():
+            opened = EXPLANATION
+            check_explanation(signature, model, inspect_graph(directory / EXPLANATION))
+        elif signature.explanation:
+            raise BundleInvalidError(EXPLANATION, f"is not there, but {SIGNATURE} describes it")
     except BundleInvalidError as error:
         return {key: value[:_MAX_WORDS] for key, value in error.metadata.items()}
     except RefusedError as error:
-        return {"problem": str(error)}
+        return {"problem": str(error), "graph": opened}
     except (MemoryError, RecursionError):
         return {"problem": "needs more memory to be read than this server allows"}
     return {}
@@ -90,7 +99,7 @@ def inspect_graph(path: Path) -> "Signature":
     import onnxruntime
     from google.protobuf.message import DecodeError
 
-    from servery_registry.bundle import REQUIRED, Signature
+    from servery_registry.bundle import OPENED, Signature
 
     model = onnx.ModelProto()
     try:
@@ -100,7 +109,7 @@ def inspect_graph(path: Path) -> "Signature":
     if not model.HasField("graph"):
         raise RefusedError("is not an ONNX file, or it is empty")
     beside = {file.name: file.stat().st_size for file in path.parent.iterdir()}
-    walk(model, {name: size for name, size in beside.items() if name not in REQUIRED})
+    walk(model, {name: size for name, size in beside.items() if name not in OPENED})
     initialized = {tensor.name for tensor in model.graph.initializer}
     signature = Signature(
         tuple(_tensor(v) for v in model.graph.input if v.name not in initialized),

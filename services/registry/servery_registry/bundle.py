@@ -11,6 +11,9 @@ GRAPH: Final = "model.onnx"
 SIGNATURE: Final = "signature.json"
 GOLDEN: Final = "golden.npz"
 REQUIRED: Final = (GRAPH, SIGNATURE, GOLDEN)
+EXPLANATION: Final = "explain.onnx"
+OPENED: Final = (*REQUIRED, EXPLANATION)
+"""Files that are read for what they say; tensors of a graph are in none of them."""
 
 DTYPES: Final = {
     "BOOL": "bool",
@@ -80,6 +83,9 @@ class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
+    explanation: tuple[Tensor, ...] = ()
+    """What the graph gives that explains the outputs of this one; empty if there is none."""
+
     @classmethod
     def parse(cls, text: bytes) -> Self:
         """Read `signature.json`.
@@ -99,10 +105,11 @@ class Signature:
             signature = cls(
                 parse_tensors("inputs", document.get("inputs")),
                 parse_tensors("outputs", document.get("outputs")),
+                _parse_explanation(document.get("explanation")),
             )
         except ValueError as error:
             raise BundleInvalidError(SIGNATURE, str(error)) from None
-        for tensor in (*signature.inputs, *signature.outputs):
+        for tensor in (*signature.inputs, *signature.outputs, *signature.explanation):
             if tensor.shape[:1] != (-1,):
                 raise BundleInvalidError(
                     SIGNATURE, f"gives {tensor.name!r} a shape whose first axis is not -1"
@@ -110,8 +117,16 @@ class Signature:
         return signature
 
 
+def _parse_explanation(document: Any) -> tuple[Tensor, ...]:
+    if document is None:
+        return ()
+    if not isinstance(document, dict):
+        raise ValueError("has an `explanation` that is not an object")
+    return parse_tensors("explanation.outputs", document.get("outputs"))
+
+
 def parse_tensors(kind: str, entries: Any) -> tuple[Tensor, ...]:
-    """Read the list `kind` (`inputs` or `outputs`) from decoded JSON.
+    """Read the list `kind`, such as `inputs`, from decoded JSON.
 
     Raises:
         ValueError: What is wrong, as words that follow the name of the file.
@@ -153,6 +168,26 @@ def check_signature(signature: Signature, graph: Signature) -> None:
                     f"says that {tensor.name!r} is {tensor.datatype} {list(tensor.shape)}, but in"
                     f" the graph it is {other.datatype} {list(other.shape)}",
                 )
+
+
+def check_explanation(stated: Signature, model: Signature, explanation: Signature) -> None:
+    """Refuse a graph that explains other inputs than the model takes, or is not as stated.
+
+    Args:
+        stated: What `signature.json` says.
+        model: Of the graph of the model.
+        explanation: Of the graph that explains.
+
+    Raises:
+        BundleInvalidError: The first difference.
+    """
+    if set(explanation.inputs) != set(model.inputs):
+        raise BundleInvalidError(EXPLANATION, f"takes other inputs than {GRAPH}")
+    if not stated.explanation:
+        raise BundleInvalidError(
+            SIGNATURE, f"does not say in `explanation` what {EXPLANATION} gives"
+        )
+    check_signature(Signature(stated.inputs, stated.explanation), explanation)
 
 
 def fits(stated: Tensor, real: Tensor) -> bool:

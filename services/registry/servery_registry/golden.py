@@ -30,6 +30,8 @@ def check_golden(path: Path, signature: Signature) -> None:
     arrays = _read_arrays(path)
     expected = {f"input:{t.name}": t for t in signature.inputs}
     expected |= {f"output:{t.name}": t for t in signature.outputs}
+    if any(key.startswith("explain:") for key in arrays):
+        expected |= {f"explain:{t.name}": t for t in signature.explanation}
     if arrays.keys() != expected.keys() | {"tolerance"}:
         odd = sorted(arrays.keys() ^ (expected.keys() | {"tolerance"}))[0]
         what = "holds an array that is not in the signature:" if odd in arrays else "lacks"

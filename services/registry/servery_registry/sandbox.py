@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from servery.errors.v1 import error_reason_pb2 as reasons
-from servery_registry.bundle import BundleInvalidError
+from servery_registry.bundle import GRAPH, BundleInvalidError
 from servery_rpc.errors import ServeryError
 
 _PARALLEL: Final = 2
@@ -19,13 +19,13 @@ _MAX_WORDS: Final = 300  # gRPC carries a status in headers of at most 8 KiB.
 
 
 class GraphRefusedError(ServeryError):
-    """The graph of a bundle cannot be admitted."""
+    """A graph of a bundle cannot be admitted."""
 
     reason = reasons.ERROR_REASON_GRAPH_REFUSED
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, graph: str = GRAPH) -> None:
         """Build it with a `problem` that follows "the graph": "is …", "needs …"."""
-        super().__init__(f"the graph in model.onnx {problem}", problem=problem)
+        super().__init__(f"the graph in {graph} {problem}", problem=problem)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Sandbox:
         if "file" in verdict:
             raise BundleInvalidError(verdict["file"], verdict["problem"])
         if verdict:
-            raise GraphRefusedError(verdict["problem"])
+            raise GraphRefusedError(verdict["problem"], verdict.get("graph", GRAPH))
 
     async def _run(self, directory: Path) -> bytes:
         # -I and cwd: a bundle may hold a file `json.py`, which must never be importable. No

@@ -115,7 +115,7 @@ class RegistryServiceServicer(object):
         - INVALID_ARGUMENT, DIGEST_MISMATCH: a file has other bytes than declared.
         - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
         - INVALID_ARGUMENT, BUNDLE_INVALID: a required file is missing or malformed.
-        - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx` cannot be admitted.
+        - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx`, or `explain.onnx` beside it, cannot be admitted.
         - INVALID_ARGUMENT, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

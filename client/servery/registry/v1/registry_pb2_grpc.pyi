@@ -54,7 +54,7 @@ class RegistryServiceStub:
     - INVALID_ARGUMENT, DIGEST_MISMATCH: a file has other bytes than declared.
     - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
     - INVALID_ARGUMENT, BUNDLE_INVALID: a required file is missing or malformed.
-    - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx` cannot be admitted.
+    - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx`, or `explain.onnx` beside it, cannot be admitted.
     - INVALID_ARGUMENT, REQUEST_ID_REUSED.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]
@@ -154,7 +154,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     - INVALID_ARGUMENT, DIGEST_MISMATCH: a file has other bytes than declared.
     - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
     - INVALID_ARGUMENT, BUNDLE_INVALID: a required file is missing or malformed.
-    - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx` cannot be admitted.
+    - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx`, or `explain.onnx` beside it, cannot be admitted.
     - INVALID_ARGUMENT, REQUEST_ID_REUSED.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -257,7 +257,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT, DIGEST_MISMATCH: a file has other bytes than declared.
         - INVALID_ARGUMENT, UPLOAD_TOO_LARGE.
         - INVALID_ARGUMENT, BUNDLE_INVALID: a required file is missing or malformed.
-        - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx` cannot be admitted.
+        - INVALID_ARGUMENT, GRAPH_REFUSED: `model.onnx`, or `explain.onnx` beside it, cannot be admitted.
         - INVALID_ARGUMENT, REQUEST_ID_REUSED.
         """
 
