@@ -295,6 +295,30 @@ OBJECTIVE_SIZE: Objective.ValueType  # 3
 """The smallest file."""
 Global___Objective: _TypeAlias = Objective  # noqa: Y015
 
+class _ExplanationMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExplanationMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExplanationMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPLANATION_METHOD_UNSPECIFIED: _ExplanationMethod.ValueType  # 0
+    """Same as INTEGRATED_GRADIENTS."""
+    EXPLANATION_METHOD_INTEGRATED_GRADIENTS: _ExplanationMethod.ValueType  # 1
+    """Integrated gradients (Sundararajan, Taly and Yan, 2017)."""
+    EXPLANATION_METHOD_NONE: _ExplanationMethod.ValueType  # 2
+    """Not at all."""
+
+class ExplanationMethod(_ExplanationMethod, metaclass=_ExplanationMethodEnumTypeWrapper):
+    """How answers are explained."""
+
+EXPLANATION_METHOD_UNSPECIFIED: ExplanationMethod.ValueType  # 0
+"""Same as INTEGRATED_GRADIENTS."""
+EXPLANATION_METHOD_INTEGRATED_GRADIENTS: ExplanationMethod.ValueType  # 1
+"""Integrated gradients (Sundararajan, Taly and Yan, 2017)."""
+EXPLANATION_METHOD_NONE: ExplanationMethod.ValueType  # 2
+"""Not at all."""
+Global___ExplanationMethod: _TypeAlias = ExplanationMethod  # noqa: Y015
+
 class _Phase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -522,6 +546,7 @@ class TrainingSpec(_message.Message):
     PUBLICATION_FIELD_NUMBER: _builtins.int
     OPTIMIZATION_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
     base_version: _builtins.str
@@ -628,6 +653,10 @@ class TrainingSpec(_message.Message):
     def optimization(self) -> Global___Optimization:
         """Which graph to publish."""
 
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Whether the version gets a second graph, which explains what the first one answers."""
+
     def __init__(
         self,
         *,
@@ -656,10 +685,11 @@ class TrainingSpec(_message.Message):
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
         base_version: _builtins.str = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "custom", b"custom", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "custom", b"custom", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower", "custom"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
@@ -2083,6 +2113,36 @@ class Optimization(_message.Message):
 Global___Optimization: _TypeAlias = Optimization  # noqa: Y015
 
 @_typing.final
+class Explanation(_message.Message):
+    """The graph that explains, `explain.onnx` of the version: it takes what the model takes and says what
+    each input adds to the answer, against that to a baseline. Not for recommendation.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    method: Global___ExplanationMethod.ValueType
+    """By which method."""
+    steps: _builtins.int
+    """Points between the baseline and a row at which gradients are taken, 1 to 1024. 0: 64, and twice
+    and four times as many if the attributions do not add up with so few.
+    """
+    def __init__(
+        self,
+        *,
+        method: Global___ExplanationMethod.ValueType = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
 class Publication(_message.Message):
     """What becomes of the trained model."""
 
@@ -2297,6 +2357,7 @@ class TrainingResult(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     LABEL_METRICS_FIELD_NUMBER: _builtins.int
     SLICES_FIELD_NUMBER: _builtins.int
+    EXPLAINED_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The published version, `tenants/{tenant}/models/{model}/versions/{version}`."""
     weights_sha256: _builtins.str
@@ -2370,6 +2431,10 @@ class TrainingResult(_message.Message):
     def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Slice]:
         """The figures by the values of the `slice_columns` of the task."""
 
+    @_builtins.property
+    def explained(self) -> Global___Explained:
+        """The graph that explains. Unset: none was asked for."""
+
     def __init__(
         self,
         *,
@@ -2388,14 +2453,69 @@ class TrainingResult(_message.Message):
         score: _builtins.str = ...,
         label_metrics: _abc.Iterable[Global___LabelMetrics] | None = ...,
         slices: _abc.Iterable[Global___Slice] | None = ...,
+        explained: Global___Explained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "rows", b"rows"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explained", b"explained", "parity", b"parity", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "importances", b"importances", "intervals", b"intervals", "label_metrics", b"label_metrics", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "score", b"score", "slices", b"slices", "variants", b"variants", "version", b"version", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusion_matrix", b"confusion_matrix", "epochs", b"epochs", "explained", b"explained", "importances", b"importances", "intervals", b"intervals", "label_metrics", b"label_metrics", "labels", b"labels", "latencies", b"latencies", "metrics", b"metrics", "parity", b"parity", "rows", b"rows", "score", b"score", "slices", b"slices", "variants", b"variants", "version", b"version", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingResult: _TypeAlias = TrainingResult  # noqa: Y015
+
+@_typing.final
+class Explained(_message.Message):
+    """The graph that explains, and how nearly its attributions add up to what they explain: by how much
+    their sum misses it, as a share of the sum of their absolute values.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    MEDIAN_GAP_FIELD_NUMBER: _builtins.int
+    LARGEST_GAP_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    refusal: _builtins.str
+    """Why the version has no such graph, for people. Empty: it has."""
+    steps: _builtins.int
+    """Points between the baseline and a row."""
+    row_count: _builtins.int
+    """Rows that were looked at, none of them trained on."""
+    median_gap: _builtins.float
+    """Median of the misses."""
+    largest_gap: _builtins.float
+    """The largest miss."""
+    tolerance: _builtins.float
+    """The largest that is allowed."""
+    size_bytes: _builtins.int
+    """Size of the graph, in bytes."""
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of its outputs."""
+
+    def __init__(
+        self,
+        *,
+        refusal: _builtins.str = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
+        steps: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+        median_gap: _builtins.float = ...,
+        largest_gap: _builtins.float = ...,
+        tolerance: _builtins.float = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["largest_gap", b"largest_gap", "median_gap", b"median_gap", "outputs", b"outputs", "refusal", b"refusal", "row_count", b"row_count", "size_bytes", b"size_bytes", "steps", b"steps", "tolerance", b"tolerance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explained: _TypeAlias = Explained  # noqa: Y015
 
 @_typing.final
 class LabelMetrics(_message.Message):
