@@ -11,6 +11,7 @@ from servery.billing import Billing
 from servery.connection import Connection, Identity
 from servery.datasets import Datasets
 from servery.errors import ApiError
+from servery.identities import Identities
 from servery.inference.v1 import grpc_service_pb2 as pb
 from servery.inference.v1 import grpc_service_pb2_grpc as pb_grpc
 from servery.jobs import Jobs
@@ -66,6 +67,7 @@ class Client:
         self._metadata: dict[tuple[str, str], pb.ModelMetadataResponse] = {}
         self.billing = Billing(self._connection)
         self.datasets = Datasets(self._connection)
+        self.identities = Identities(self._connection)
         self.jobs = Jobs(self._connection)
         self.keys = Keys(self._connection)
         self.models = Models(self._connection)
@@ -112,6 +114,29 @@ class Client:
             ValueError: An input is missing, unknown, or does not fit.
             ApiError: The server refused the call.
         """
+        return self._infer(model, inputs, version, explain=False)
+
+    def explain(
+        self, model: str, inputs: Mapping[str, ArrayLike], *, version: str = ""
+    ) -> dict[str, NDArray[Any]]:
+        """Ask why a model answers as it does.
+
+        Args: See `predict`.
+
+        Returns:
+            What the version tells of its answers, by name, the batch first. Models trained by
+            Servery give `attribution.{input}`: what each value of the input adds to the answer.
+
+        Raises:
+            ValueError: An input is missing, unknown, or does not fit.
+            ApiError: The server refused the call: EXPLANATION_UNAVAILABLE if the version cannot
+                explain its answers.
+        """
+        return self._infer(model, inputs, version, explain=True)
+
+    def _infer(
+        self, model: str, inputs: Mapping[str, ArrayLike], version: str, *, explain: bool
+    ) -> dict[str, NDArray[Any]]:
         metadata = self.model_metadata(model, version=version)
         wanted = {tensor.name: tensor for tensor in metadata.inputs}
         if wanted.keys() != inputs.keys():
@@ -119,6 +144,8 @@ class Client:
             unknown = sorted(inputs.keys() - wanted.keys()) or "none"
             raise ValueError(f"inputs of {model!r}: missing {missing}; unknown {unknown}")
         request = pb.ModelInferRequest(model_name=metadata.name, model_version=version)
+        if explain:
+            request.parameters["explain"].bool_param = True
         for name, values in inputs.items():
             tensor, raw = to_input(name, values, wanted[name].datatype, wanted[name].shape)
             request.inputs.append(tensor)

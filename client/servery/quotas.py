@@ -1,4 +1,4 @@
-"""Quotas: how much a tenant or a key may call."""
+"""Quotas: how much a tenant, a key or an identity may call."""
 
 from servery.connection import Connection
 from servery.gateway.v1 import quota_pb2 as pb
@@ -6,7 +6,7 @@ from servery.gateway.v1 import quota_pb2_grpc as pb_grpc
 
 
 class Quotas:
-    """The quotas of tenants and keys, which are resource names here."""
+    """The quotas of tenants, keys and identities, which are resource names here."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

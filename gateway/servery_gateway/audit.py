@@ -28,7 +28,7 @@ S = TypeVar("S")
 
 ACTS: Final = (
     *("CreateTenant", "CreateApiKey", "RevokeApiKey", "SetQuota", "SetRoute"),
-    *("SetPrices", "SetBudget"),
+    *("SetPrices", "SetBudget", "RevokeIdentity", "RestoreIdentity"),
 )
 """Every method that changes what the gateway keeps."""
 

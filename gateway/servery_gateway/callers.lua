@@ -1,11 +1,11 @@
 -- Finds out who calls where no token of our own says it, and tells inference how much of a caller may
 -- be in flight.
 --
--- Written before this text: IN_FLIGHT maps tenants and keys to numbers, PUBLIC holds paths that need
--- no identity, ISSUERS and CERTIFICATES are what identities.py reads. What is found is written as if
--- it were the claims of a token of our own, so that the filters behind need not tell them apart. A
--- mistake in this script, after which Envoy would go on, leaves a call without claims, which is then
--- refused.
+-- Written before this text: IN_FLIGHT maps tenants, keys and identities to numbers, REVOKED holds
+-- identities, PUBLIC paths that need none, ISSUERS and CERTIFICATES are what identities.py reads. What
+-- is found is written as if it were the claims of a token of our own, so that the filters behind need
+-- not tell them apart. A mistake in this script, after which Envoy would go on, leaves a call without
+-- claims, which is then refused.
 
 local TOKEN = "envoy.filters.http.jwt_authn"
 
@@ -113,6 +113,12 @@ local function refuse_unknown(handle, identity)
   refuse(handle, "401", 16, message, "ERROR_REASON_IDENTITY_UNKNOWN", {identity = identity or ""})
 end
 
+local function refuse_revoked(handle, identity)
+  refuse(handle, "401", 16,
+    identity .. " has been revoked; ask an administrator of the tenant to restore it",
+    "ERROR_REASON_IDENTITY_REVOKED", {identity = identity})
+end
+
 local function places(claims)
   local limits = {}
   for _, owner in ipairs({"tenants/" .. claims.tenant, claims.sub}) do
@@ -135,6 +141,7 @@ function envoy_on_request(handle)
       permissions = caller.permissions,
     }
     metadata:set(TOKEN, "claims", claims)
+    if REVOKED[claims.sub] then return refuse_revoked(handle, claims.sub) end
     handle:headers():replace("x-servery-claims", base64url(handle, json(claims)))
   end
   local limits = places(claims)

@@ -22,9 +22,12 @@ class Callers:
     """What the filter knows."""
 
     in_flight: Mapping[str, int] = field(default_factory=dict)
-    """Resource name of a tenant or key to how many requests it may have in flight."""
+    """Resource name of a tenant, key or identity to how many requests it may have in flight."""
 
     identities: Identities = field(default_factory=Identities)
+
+    revoked: frozenset[str] = frozenset()
+    """Resource names of identities that are refused."""
 
 
 def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
@@ -38,6 +41,7 @@ def callers(known: Callers, public_paths: Sequence[str]) -> Resource:
         return typed(CALLERS_NAME, {"@type": RBAC})
     tables = {
         "IN_FLIGHT": dict(sorted(known.in_flight.items())),
+        "REVOKED": dict.fromkeys(sorted(known.revoked), True),
         "PUBLIC": dict.fromkeys(public_paths, True),
         "ISSUERS": [_issuer(issuer) for issuer in known.identities.issuers],
         "CERTIFICATES": [_certificate(identity) for identity in known.identities.certificates],

@@ -29,6 +29,7 @@ from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
 from servery_gateway.database import open_postgresql, open_sqlite
 from servery_gateway.identities import Identities, read
+from servery_gateway.identity_servicer import IdentityServicer
 from servery_gateway.issuers import IssuerKeys
 from servery_gateway.keyring import DENIED_FOR, Keyring, utc_now
 from servery_gateway.limits import BUDGET_POLICY, REVOKED_POLICY, SPENT_POLICY, Rates
@@ -38,6 +39,8 @@ from servery_gateway.model_routes import DEFAULT_POOL, ModelRoute
 from servery_gateway.quota_servicer import QuotaServicer
 from servery_gateway.quota_store import QuotaStore
 from servery_gateway.quotas import Quotas
+from servery_gateway.revocation_store import RevocationStore
+from servery_gateway.revocations import Revocations
 from servery_gateway.route_servicer import RouteServicer
 from servery_gateway.route_store import RouteStore
 from servery_gateway.routing import Routing
@@ -75,6 +78,7 @@ async def control_plane(
     quota_store = QuotaStore(engine)
     billing_store = BillingStore(engine)
     routes = RouteStore(engine)
+    revoked_identities = RevocationStore(engine)
     pools = (DEFAULT_POOL, *settings.pools)
     fixed = await asyncio.to_thread(_state, settings)
     issuers = IssuerKeys(fixed.callers.identities.issuers)
@@ -90,6 +94,7 @@ async def control_plane(
             issuer_jwks=issuers.jwks,
             callers=replace(
                 fixed.callers,
+                revoked=revoked_identities.all(),
                 in_flight={
                     owner: quota.requests_in_flight
                     for owner, quota in limited.items()
@@ -118,6 +123,7 @@ async def control_plane(
     clusters = ClusterWatch(monotonic)
     routing = Routing(store, routes, pools, data_plane.refresh, clusters)
     quotas = Quotas(store, quota_store, data_plane.refresh, now)
+    revocations = Revocations(store, revoked_identities, data_plane.refresh, now)
     billing = Billing(store, billing_store, data_plane.refresh, now)
     keyring = Keyring(
         store=store, pepper=pepper, signing_key=keys.current, deny=data_plane.refresh, now=now
@@ -136,6 +142,7 @@ async def control_plane(
             auth=AuthServicer(keyring),
             tenants=audit(TenantServicer(keyring)),
             keys=audit(ApiKeyServicer(keyring)),
+            identities=audit(IdentityServicer(revocations)),
             usage=UsageServicer(store, usage),
             quotas=audit(QuotaServicer(quotas)),
             routes=audit(RouteServicer(routing)),

@@ -144,6 +144,16 @@ class QuotaRow(Base):
     requests_in_flight: Mapped[int] = mapped_column(BigInteger)
 
 
+class RevokedIdentityRow(Base):
+    """An identity that is refused."""
+
+    __tablename__ = "revoked_identities"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.tenant"), primary_key=True)
+    identity: Mapped[str] = mapped_column(Text, primary_key=True)
+    revoke_time: Mapped[int] = mapped_column(BigInteger)
+
+
 class RouteRow(Base):
     """Where the calls about a model go."""
 

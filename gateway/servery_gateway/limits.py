@@ -36,7 +36,7 @@ class Rates:
     """By a tenant that `owners` does not name; 0: as often as it wants."""
 
     owners: Mapping[str, int]
-    """Calls a second by tenant and key, which are resource names."""
+    """Calls a second by tenant, key and identity, which are resource names."""
 
 
 def rate_limits(rates: Rates) -> Resource:
@@ -54,11 +54,8 @@ def rate_limits(rates: Rates) -> Resource:
     if rates.tenant_per_second:
         descriptors.append(_descriptor([{"key": "tenant"}], rates.tenant_per_second, "1s"))
     for owner, per_second in sorted(rates.owners.items()):
-        is_key = "/apiKeys/" in owner
-        entry = {
-            "key": "key" if is_key else "tenant",
-            "value": owner if is_key else owner.removeprefix("tenants/"),
-        }
+        kind, value = _claim_of(owner)
+        entry = {"key": kind, "value": value}
         descriptors.append(_descriptor([entry], per_second, "1s"))
     everyone = {"default_value": {"numerator": 100}}
     return typed(
@@ -73,8 +70,8 @@ def rate_limits(rates: Rates) -> Resource:
             "rate_limited_as_resource_exhausted": True,
             "max_dynamic_descriptors": _MAX_BUCKETS,
             "rate_limits": [
-                {"actions": [_claim("tenant", "tenant")]},
-                {"actions": [_claim("key", "sub")]},
+                {"actions": [_claim("tenant")]},
+                {"actions": [_claim("sub")]},
                 {
                     "actions": [
                         {
@@ -104,7 +101,7 @@ def deny(refused: Mapping[str, Iterable[str]]) -> Resource:
     """Return the filter `DENIED_NAME`.
 
     Args:
-        refused: Policy, which says why, to resource names of tenants and keys.
+        refused: Policy, which says why, to resource names of tenants, keys and identities.
     """
     policies = {
         policy: {
@@ -117,13 +114,14 @@ def deny(refused: Mapping[str, Iterable[str]]) -> Resource:
     return typed(DENIED_NAME, {"@type": RBAC, "rules": {"action": "DENY", "policies": policies}})
 
 
+def _claim_of(owner: str) -> tuple[str, str]:
+    """Which claim tells a tenant, or who of a tenant calls; and its value."""
+    name = owner.removeprefix("tenants/")
+    return ("sub", owner) if "/" in name else ("tenant", name)
+
+
 def _is(owner: str) -> Mapping[str, Any]:
-    if "/apiKeys/" in owner:
-        return _token_has("sub", owner)
-    return _token_has("tenant", owner.removeprefix("tenants/"))
-
-
-def _token_has(claim: str, value: str) -> Mapping[str, Any]:
+    claim, value = _claim_of(owner)
     matcher = {
         "filter": TOKEN_METADATA,
         "path": [{"key": "claims"}, {"key": claim}],
@@ -132,9 +130,9 @@ def _token_has(claim: str, value: str) -> Mapping[str, Any]:
     return {"sourced_metadata": {"metadata_matcher": matcher}}
 
 
-def _claim(key: str, claim: str) -> Mapping[str, Any]:
+def _claim(claim: str) -> Mapping[str, Any]:
     where = {"key": TOKEN_METADATA, "path": [{"key": "claims"}, {"key": claim}]}
-    return {"metadata": {"descriptor_key": key, "metadata_key": where}}
+    return {"metadata": {"descriptor_key": claim, "metadata_key": where}}
 
 
 def _descriptor(

@@ -10,7 +10,14 @@ from typing import Final
 
 from google.protobuf.descriptor import FileDescriptor
 
-from servery.gateway.v1 import billing_pb2, gateway_pb2, quota_pb2, route_pb2, usage_pb2
+from servery.gateway.v1 import (
+    billing_pb2,
+    gateway_pb2,
+    identity_pb2,
+    quota_pb2,
+    route_pb2,
+    usage_pb2,
+)
 from servery.inference.v1 import grpc_service_pb2
 from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import dataset_pb2, training_pb2, tuning_pb2
@@ -156,6 +163,11 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = MappingProxyType(
             "ListApiKeys": _holding("admin"),
             "RevokeApiKey": _holding("admin"),
         },
+        "servery.gateway.v1.IdentityService": {
+            "RevokeIdentity": _holding("admin"),
+            "RestoreIdentity": _holding("admin"),
+            "ListRevokedIdentities": _holding("admin"),
+        },
         "servery.gateway.v1.QuotaService": {
             "SetQuota": _holding("admin"),
             "GetQuota": _holding("admin"),
@@ -187,6 +199,7 @@ _FILES: Final[tuple[tuple[str, FileDescriptor], ...]] = (
     (TRAINER, tuning_pb2.DESCRIPTOR),
     (GATEWAY, billing_pb2.DESCRIPTOR),
     (GATEWAY, gateway_pb2.DESCRIPTOR),
+    (GATEWAY, identity_pb2.DESCRIPTOR),
     (GATEWAY, quota_pb2.DESCRIPTOR),
     (GATEWAY, route_pb2.DESCRIPTOR),
     (GATEWAY, usage_pb2.DESCRIPTOR),

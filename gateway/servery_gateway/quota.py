@@ -1,12 +1,12 @@
-"""Quotas: how much tenants and keys may call."""
+"""Quotas: how much tenants, keys and identities may call."""
 
 from dataclasses import dataclass, fields
 from typing import Final
 
 from servery_rpc.errors import FieldInvalidError
-from servery_rpc.names import ApiKeyName, TenantName
+from servery_rpc.names import ApiKeyName, IdentityName, TenantName
 
-Owner = TenantName | ApiKeyName
+Owner = TenantName | ApiKeyName | IdentityName
 
 MAX_PER_SECOND: Final = 1_000_000
 _MAX_PER_DAY: Final = (1 << 63) - 1
@@ -28,13 +28,15 @@ LIMITS: Final = tuple(field.name for field in fields(Quota))
 
 
 def parse_owner(text: str, field: str) -> Owner:
-    """Parse the resource name of a tenant or a key.
+    """Parse the resource name of a tenant, a key or an identity.
 
     Raises:
-        FieldInvalidError: It is neither.
+        FieldInvalidError: It is none of them.
     """
     if "/apiKeys/" in text:
         return ApiKeyName.parse(text, field)
+    if "/identities/" in text:
+        return IdentityName.parse(text, field)
     return TenantName.parse(text, field)
 
 

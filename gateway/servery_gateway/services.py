@@ -3,11 +3,13 @@
 from servery.gateway.v1 import (
     billing_pb2_grpc,
     gateway_pb2_grpc,
+    identity_pb2_grpc,
     quota_pb2_grpc,
     route_pb2_grpc,
     usage_pb2_grpc,
 )
 from servery_gateway.billing_servicer import BillingServicer
+from servery_gateway.identity_servicer import IdentityServicer
 from servery_gateway.quota_servicer import QuotaServicer
 from servery_gateway.route_servicer import RouteServicer
 from servery_gateway.servicers import ApiKeyServicer, AuthServicer, TenantServicer
@@ -22,6 +24,7 @@ def public_services(
     auth: AuthServicer,
     tenants: TenantServicer,
     keys: ApiKeyServicer,
+    identities: IdentityServicer,
     usage: UsageServicer,
     quotas: QuotaServicer,
     routes: RouteServicer,
@@ -40,6 +43,12 @@ def public_services(
         Service(
             f"{_PACKAGE}.ApiKeyService",
             lambda server: gateway_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, server),
+        ),
+        Service(
+            f"{_PACKAGE}.IdentityService",
+            lambda server: identity_pb2_grpc.add_IdentityServiceServicer_to_server(
+                identities, server
+            ),
         ),
         Service(
             f"{_PACKAGE}.UsageService",

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from servery_gateway.database import ApiKeyRow, TenantRow, from_us, to_us
 from servery_gateway.keys import ApiKey, ApiKeyNotFoundError, Permission
+from servery_gateway.quota import Owner
 from servery_gateway.tenants import Tenant, TenantExistsError, TenantNotFoundError
 from servery_rpc.names import ApiKeyName, TenantName
 
@@ -96,17 +97,17 @@ class Store:
                 raise ApiKeyNotFoundError(name)
             return _key(row)
 
-    def require(self, owner: TenantName | ApiKeyName) -> None:
-        """Do nothing if there is such a tenant or key.
+    def require(self, owner: Owner) -> None:
+        """Do nothing if there is such a tenant or key, or such a tenant with an identity.
 
         Raises:
             TenantNotFoundError: There is no such tenant.
             ApiKeyNotFoundError: There is no such key.
         """
-        if isinstance(owner, TenantName):
-            self.tenant(owner)
-        else:
+        if isinstance(owner, ApiKeyName):
             self.key(owner)
+        else:
+            self.tenant(TenantName(owner.tenant))
 
     def keys(self, tenant: TenantName, limit: int, after: ApiKeyName | None) -> list[ApiKey]:
         """Return up to `limit` keys of a tenant, the newest first, those behind the key `after`.

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import pytest_asyncio
+from typer.testing import CliRunner, Result
 
 from servery import Client
+from servery.cli.__main__ import app
 from servery.errors import ApiError
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.control_plane import control_plane
@@ -221,3 +223,24 @@ async def test_a_resumed_connection_is_worth_as_much_as_the_first(
     answer, _, reused = await asyncio.to_thread(ask, session)
     assert reused
     assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_certificate_is_revoked_by_its_name(secured: Secured) -> None:
+    key = await secured.stack.new_key(admin=["*"])
+    root = secured.stack.directory / "server.pem"
+    options = ["--address", secured.stack.settings.public_listen, "--ca", str(root)]
+
+    async def servery(*arguments: str) -> Result:
+        argv = [*options, "--api-key", key.secret, "identities", *arguments, "--tenant", "acme"]
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, argv))
+
+    request = oip.ModelInferRequest(model_name="acme.fraud-eu")
+    name = "tenants/acme/identities/spiffe:%2F%2Fexample.org%2Fns%2Fshop%2Fsa%2Fweb"
+    assert (await servery("revoke", WEB)).stdout.split()[0] == name
+    error = await secured.refusal(INFER, secured.authority.sign(WEB), request)
+    assert error.reason == "ERROR_REASON_IDENTITY_REVOKED"
+    await secured.call(INFER, secured.authority.sign(f"{WEB}2"), request)
+    listed = json.loads((await servery("list", "-o", "json")).stdout)
+    assert [identity["name"] for identity in listed] == [name]
+    assert (await servery("restore", WEB)).exit_code == 0
+    await secured.call(INFER, secured.authority.sign(WEB), request)

@@ -21,12 +21,13 @@ from servery_gateway.model_routes import ModelRoute
 from servery_gateway.pricing import Prices
 from servery_gateway.quota import Quota
 from servery_gateway.quota_store import QuotaStore
+from servery_gateway.revocation_store import RevocationStore
 from servery_gateway.route_store import RouteStore
 from servery_gateway.store import Store
 from servery_gateway.tenants import Tenant, TenantExistsError, TenantNotFoundError
 from servery_gateway.usage import MINUTES_A_DAY, Bill, Call, Sums, parse_query
 from servery_gateway.usage_store import UsageStore
-from servery_rpc.names import ApiKeyName, ModelName, TenantName
+from servery_rpc.names import ApiKeyName, IdentityName, ModelName, TenantName
 from tests.postgresql import database
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -187,6 +188,23 @@ def test_budgets_stop_at_their_amount_and_alert_once(engine: Engine) -> None:
     assert not billing.add_alert(alert, DAY)
     assert list(billing.alerts(str(ACME), DAY)) == [alert]
     assert billing.add_alert(alert, DAY + 31)
+
+
+@pytest.mark.usefixtures("store")
+def test_identities_are_revoked_once_and_listed_by_name(engine: Engine) -> None:
+    revoked = RevocationStore(engine)
+    names = [IdentityName("acme", f"company:{subject}") for subject in ("a", "b", "c")]
+    later = START + timedelta(hours=1)
+    for name in reversed(names):
+        assert revoked.add(name, START).revoke_time == START
+    assert revoked.add(names[0], later).revoke_time == START
+    page = revoked.list(ACME, 2, None)
+    assert [identity.name for identity in page] == names[:2]
+    assert [i.name for i in revoked.list(ACME, 2, page[-1].name)] == names[2:]
+    assert not revoked.list(TenantName("other"), 2, None)
+    for name in (names[0], names[0]):
+        revoked.remove(name)
+    assert revoked.all() == {str(name) for name in names[1:]}
 
 
 @pytest.mark.usefixtures("store")

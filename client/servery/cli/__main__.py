@@ -9,6 +9,7 @@ import typer
 from servery.cli import (
     budgets,
     datasets,
+    identities,
     jobs,
     keys,
     models,
@@ -41,6 +42,7 @@ app.add_typer(tune.app, name="tune")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(identities.app, name="identities")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(quotas.app, name="quotas")
 app.add_typer(routes.app, name="routes")

@@ -1,4 +1,4 @@
-"""`servery budgets`: how much a tenant or a key may cost in a month."""
+"""`servery budgets`: how much a tenant, a key or an identity may cost in a month."""
 
 from typing import Annotated
 
@@ -12,7 +12,8 @@ from servery.gateway.v1 import billing_pb2 as pb
 from servery.tenants import tenant_name
 
 app = typer.Typer(
-    help="Budgets: how much a tenant or a key may cost in a month.", no_args_is_help=True
+    help="Budgets: how much a tenant, a key or an identity may cost in a month.",
+    no_args_is_help=True,
 )
 
 

@@ -1,4 +1,4 @@
-"""`servery quotas`: how much tenants and keys may call."""
+"""`servery quotas`: how much tenants, keys and identities may call."""
 
 from typing import Annotated
 
@@ -9,10 +9,16 @@ from servery.cli.session import connect
 from servery.gateway.v1 import quota_pb2 as pb
 from servery.tenants import tenant_name
 
-app = typer.Typer(help="Quotas: how much tenants and keys may call.", no_args_is_help=True)
+app = typer.Typer(
+    help="Quotas: how much tenants, keys and identities may call.", no_args_is_help=True
+)
 
 Owner = Annotated[
-    str, typer.Argument(help="Id of a tenant, or resource name tenants/T/apiKeys/K of a key.")
+    str,
+    typer.Argument(
+        help="Id of a tenant, or resource name tenants/T/apiKeys/K of a key or"
+        " tenants/T/identities/I of an identity."
+    ),
 ]
 
 

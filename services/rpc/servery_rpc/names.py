@@ -2,7 +2,7 @@
 
 The grammar is that of the protos: `tenants/{t}`, `tenants/{t}/models/{m}`, and below those
 `versions/{n}`, `aliases/{a}`; `tenants/{t}/datasets/{d}`, `…/trainingJobs/{j}`, `…/studies/{s}`,
-`…/apiKeys/{k}`.
+`…/apiKeys/{k}`, `…/identities/{i}`.
 """
 
 import re
@@ -173,3 +173,16 @@ class ApiKeyName(ResourceName):
 
     def __str__(self) -> str:
         return f"tenants/{self.tenant}/apiKeys/{self.key}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class IdentityName(ResourceName):
+    """`tenants/{tenant}/identities/{identity}`: who calls without an API key."""
+
+    tenant: str
+    identity: str
+
+    _pattern: ClassVar = re.compile(rf"tenants/({TENANT})/identities/([A-Za-z0-9._~@:%-]{{1,700}})")
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/identities/{self.identity}"

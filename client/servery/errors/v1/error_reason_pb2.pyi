@@ -140,6 +140,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """(UNAUTHENTICATED) There is neither a token nor a client certificate, or the gateway gives who it
     is about no tenant or no permission. metadata: `identity`, empty if there is none.
     """
+    ERROR_REASON_IDENTITY_REVOKED: _ErrorReason.ValueType  # 66
+    """(UNAUTHENTICATED) An administrator has revoked the identity. metadata: `identity`, its resource
+    name.
+    """
     ERROR_REASON_MODEL_NOT_SERVED: _ErrorReason.ValueType  # 80
     """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""
     ERROR_REASON_INFERENCE_REQUEST_INVALID: _ErrorReason.ValueType  # 81
@@ -303,6 +307,10 @@ repeats the limit. metadata: `limit`, one of `requests_per_second`, `requests_pe
 ERROR_REASON_IDENTITY_UNKNOWN: ErrorReason.ValueType  # 65
 """(UNAUTHENTICATED) There is neither a token nor a client certificate, or the gateway gives who it
 is about no tenant or no permission. metadata: `identity`, empty if there is none.
+"""
+ERROR_REASON_IDENTITY_REVOKED: ErrorReason.ValueType  # 66
+"""(UNAUTHENTICATED) An administrator has revoked the identity. metadata: `identity`, its resource
+name.
 """
 ERROR_REASON_MODEL_NOT_SERVED: ErrorReason.ValueType  # 80
 """(NOT_FOUND) This server does not serve the model or version. metadata: `model`, `version`."""

@@ -70,7 +70,9 @@ class Budget(_message.Message):
     ALERT_PERCENTS_FIELD_NUMBER: _builtins.int
     HARD_STOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`tenants/{tenant}` or `tenants/{tenant}/apiKeys/{key}`."""
+    """`tenants/{tenant}`, `tenants/{tenant}/apiKeys/{key}` or
+    `tenants/{tenant}/identities/{identity}`.
+    """
     amount_nanos: _builtins.int
     """0 to 1,000,000,000,000,000,000 billionths; 0 means no budget."""
     hard_stop: _builtins.bool
@@ -278,7 +280,9 @@ class GetBudgetRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. `tenants/{tenant}` or `tenants/{tenant}/apiKeys/{key}`."""
+    """Required. `tenants/{tenant}`, `tenants/{tenant}/apiKeys/{key}` or
+    `tenants/{tenant}/identities/{identity}`.
+    """
     def __init__(
         self,
         *,

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class BillingServiceStub(object):
-    """Decides what calls cost, and how much a tenant or a key may cost in a month. For administrators of
-    `tenants/default`; those of a tenant may read its prices and budgets and set budgets of its keys.
+    """Decides what calls cost, and how much a tenant, a key or an identity may cost in a month. For
+    administrators of `tenants/default`; those of a tenant may read its prices and budgets and set
+    budgets of its keys and identities.
 
     Money is in billionths of a currency, which is the same for the whole platform and named nowhere.
 
@@ -64,8 +65,9 @@ class BillingServiceStub(object):
 
 
 class BillingServiceServicer(object):
-    """Decides what calls cost, and how much a tenant or a key may cost in a month. For administrators of
-    `tenants/default`; those of a tenant may read its prices and budgets and set budgets of its keys.
+    """Decides what calls cost, and how much a tenant, a key or an identity may cost in a month. For
+    administrators of `tenants/default`; those of a tenant may read its prices and budgets and set
+    budgets of its keys and identities.
 
     Money is in billionths of a currency, which is the same for the whole platform and named nowhere.
 
@@ -97,7 +99,7 @@ class BillingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetBudget(self, request, context):
-        """Replaces the budget of a tenant or a key.
+        """Replaces the budget of a tenant, a key or an identity.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
@@ -108,8 +110,8 @@ class BillingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBudget(self, request, context):
-        """Returns the budget of a tenant or a key, and what this month came to. One that was never set has
-        no limit.
+        """Returns the budget of a tenant, a key or an identity, and what this month came to. One that was
+        never set has no limit.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -151,8 +153,9 @@ def add_BillingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BillingService(object):
-    """Decides what calls cost, and how much a tenant or a key may cost in a month. For administrators of
-    `tenants/default`; those of a tenant may read its prices and budgets and set budgets of its keys.
+    """Decides what calls cost, and how much a tenant, a key or an identity may cost in a month. For
+    administrators of `tenants/default`; those of a tenant may read its prices and budgets and set
+    budgets of its keys and identities.
 
     Money is in billionths of a currency, which is the same for the whole platform and named nowhere.
 

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BillingServiceStub:
-    """Decides what calls cost, and how much a tenant or a key may cost in a month. For administrators of
-    `tenants/default`; those of a tenant may read its prices and budgets and set budgets of its keys.
+    """Decides what calls cost, and how much a tenant, a key or an identity may cost in a month. For
+    administrators of `tenants/default`; those of a tenant may read its prices and budgets and set
+    budgets of its keys and identities.
 
     Money is in billionths of a currency, which is the same for the whole platform and named nowhere.
 
@@ -56,15 +57,15 @@ class BillingServiceStub:
     - NOT_FOUND, TENANT_NOT_FOUND.
     """
     SetBudget: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SetBudgetRequest, _billing_pb2.SetBudgetResponse]
-    """Replaces the budget of a tenant or a key.
+    """Replaces the budget of a tenant, a key or an identity.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
     - NOT_FOUND, TENANT_NOT_FOUND or API_KEY_NOT_FOUND.
     """
     GetBudget: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetBudgetRequest, _billing_pb2.GetBudgetResponse]
-    """Returns the budget of a tenant or a key, and what this month came to. One that was never set has
-    no limit.
+    """Returns the budget of a tenant, a key or an identity, and what this month came to. One that was
+    never set has no limit.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -73,8 +74,9 @@ class BillingServiceStub:
 
 @_typing.type_check_only
 class BillingServiceAsyncStub(BillingServiceStub):
-    """Decides what calls cost, and how much a tenant or a key may cost in a month. For administrators of
-    `tenants/default`; those of a tenant may read its prices and budgets and set budgets of its keys.
+    """Decides what calls cost, and how much a tenant, a key or an identity may cost in a month. For
+    administrators of `tenants/default`; those of a tenant may read its prices and budgets and set
+    budgets of its keys and identities.
 
     Money is in billionths of a currency, which is the same for the whole platform and named nowhere.
 
@@ -99,15 +101,15 @@ class BillingServiceAsyncStub(BillingServiceStub):
     - NOT_FOUND, TENANT_NOT_FOUND.
     """
     SetBudget: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetBudgetRequest, _billing_pb2.SetBudgetResponse]  # type: ignore[assignment]
-    """Replaces the budget of a tenant or a key.
+    """Replaces the budget of a tenant, a key or an identity.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
     - NOT_FOUND, TENANT_NOT_FOUND or API_KEY_NOT_FOUND.
     """
     GetBudget: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetBudgetRequest, _billing_pb2.GetBudgetResponse]  # type: ignore[assignment]
-    """Returns the budget of a tenant or a key, and what this month came to. One that was never set has
-    no limit.
+    """Returns the budget of a tenant, a key or an identity, and what this month came to. One that was
+    never set has no limit.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -115,8 +117,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """
 
 class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Decides what calls cost, and how much a tenant or a key may cost in a month. For administrators of
-    `tenants/default`; those of a tenant may read its prices and budgets and set budgets of its keys.
+    """Decides what calls cost, and how much a tenant, a key or an identity may cost in a month. For
+    administrators of `tenants/default`; those of a tenant may read its prices and budgets and set
+    budgets of its keys and identities.
 
     Money is in billionths of a currency, which is the same for the whole platform and named nowhere.
 
@@ -157,7 +160,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.SetBudgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.SetBudgetResponse, _abc.Awaitable[_billing_pb2.SetBudgetResponse]]:
-        """Replaces the budget of a tenant or a key.
+        """Replaces the budget of a tenant, a key or an identity.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
@@ -170,8 +173,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.GetBudgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.GetBudgetResponse, _abc.Awaitable[_billing_pb2.GetBudgetResponse]]:
-        """Returns the budget of a tenant or a key, and what this month came to. One that was never set has
-        no limit.
+        """Returns the budget of a tenant, a key or an identity, and what this month came to. One that was
+        never set has no limit.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.

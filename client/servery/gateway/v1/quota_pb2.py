@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/quota.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\"h\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13requests_per_second\x18\x02 \x01(\x05\x12\x18\n\x10requests_per_day\x18\x03 \x01(\x03\x12\x1a\n\x12requests_in_flight\x18\x04 \x01(\x05\";\n\x0fSetQuotaRequest\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Quota\"<\n\x10SetQuotaResponse\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Quota\"\x1f\n\x0fGetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\x10GetQuotaResponse\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Quota\x12\x16\n\x0erequests_today\x18\x02 \x01(\x03\x32\xf0\x02\n\x0cQuotaService\x12\xbb\x01\n\x08SetQuota\x12#.servery.gateway.v1.SetQuotaRequest\x1a$.servery.gateway.v1.SetQuotaResponse\"d\x82\xd3\xe4\x93\x02^\x1a /v1/{quota.name=tenants/*}/quota:\x05quotaZ3\x1a*/v1/{quota.name=tenants/*/apiKeys/*}/quota:\x05quota\x12\xa1\x01\n\x08GetQuota\x12#.servery.gateway.v1.GetQuotaRequest\x1a$.servery.gateway.v1.GetQuotaResponse\"J\x82\xd3\xe4\x93\x02\x44\x12\x1a/v1/{name=tenants/*}/quotaZ&\x12$/v1/{name=tenants/*/apiKeys/*}/quotab\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservery/gateway/v1/quota.proto\x12\x12servery.gateway.v1\x1a\x1cgoogle/api/annotations.proto\"h\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13requests_per_second\x18\x02 \x01(\x05\x12\x18\n\x10requests_per_day\x18\x03 \x01(\x03\x12\x1a\n\x12requests_in_flight\x18\x04 \x01(\x05\";\n\x0fSetQuotaRequest\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Quota\"<\n\x10SetQuotaResponse\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Quota\"\x1f\n\x0fGetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\x10GetQuotaResponse\x12(\n\x05quota\x18\x01 \x01(\x0b\x32\x19.servery.gateway.v1.Quota\x12\x16\n\x0erequests_today\x18\x02 \x01(\x03\x32\xd5\x03\n\x0cQuotaService\x12\xf5\x01\n\x08SetQuota\x12#.servery.gateway.v1.SetQuotaRequest\x1a$.servery.gateway.v1.SetQuotaResponse\"\x9d\x01\x82\xd3\xe4\x93\x02\x96\x01\x1a /v1/{quota.name=tenants/*}/quota:\x05quotaZ3\x1a*/v1/{quota.name=tenants/*/apiKeys/*}/quota:\x05quotaZ6\x1a-/v1/{quota.name=tenants/*/identities/*}/quota:\x05quota\x12\xcc\x01\n\x08GetQuota\x12#.servery.gateway.v1.GetQuotaRequest\x1a$.servery.gateway.v1.GetQuotaResponse\"u\x82\xd3\xe4\x93\x02o\x12\x1a/v1/{name=tenants/*}/quotaZ&\x12$/v1/{name=tenants/*/apiKeys/*}/quotaZ)\x12\'/v1/{name=tenants/*/identities/*}/quotab\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'servery.gateway.v1.quota_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_QUOTASERVICE'].methods_by_name['SetQuota']._loaded_options = None
-  _globals['_QUOTASERVICE'].methods_by_name['SetQuota']._serialized_options = b'\202\323\344\223\002^\032 /v1/{quota.name=tenants/*}/quota:\005quotaZ3\032*/v1/{quota.name=tenants/*/apiKeys/*}/quota:\005quota'
+  _globals['_QUOTASERVICE'].methods_by_name['SetQuota']._serialized_options = b'\202\323\344\223\002\226\001\032 /v1/{quota.name=tenants/*}/quota:\005quotaZ3\032*/v1/{quota.name=tenants/*/apiKeys/*}/quota:\005quotaZ6\032-/v1/{quota.name=tenants/*/identities/*}/quota:\005quota'
   _globals['_QUOTASERVICE'].methods_by_name['GetQuota']._loaded_options = None
-  _globals['_QUOTASERVICE'].methods_by_name['GetQuota']._serialized_options = b'\202\323\344\223\002D\022\032/v1/{name=tenants/*}/quotaZ&\022$/v1/{name=tenants/*/apiKeys/*}/quota'
+  _globals['_QUOTASERVICE'].methods_by_name['GetQuota']._serialized_options = b'\202\323\344\223\002o\022\032/v1/{name=tenants/*}/quotaZ&\022$/v1/{name=tenants/*/apiKeys/*}/quotaZ)\022\'/v1/{name=tenants/*/identities/*}/quota'
   _globals['_QUOTA']._serialized_start=84
   _globals['_QUOTA']._serialized_end=188
   _globals['_SETQUOTAREQUEST']._serialized_start=190
@@ -47,5 +47,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETQUOTARESPONSE']._serialized_start=346
   _globals['_GETQUOTARESPONSE']._serialized_end=430
   _globals['_QUOTASERVICE']._serialized_start=433
-  _globals['_QUOTASERVICE']._serialized_end=801
+  _globals['_QUOTASERVICE']._serialized_end=902
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,9 @@ class Quota(_message.Message):
     REQUESTS_PER_DAY_FIELD_NUMBER: _builtins.int
     REQUESTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`tenants/{tenant}` or `tenants/{tenant}/apiKeys/{key}`."""
+    """`tenants/{tenant}`, `tenants/{tenant}/apiKeys/{key}` or
+    `tenants/{tenant}/identities/{identity}`.
+    """
     requests_per_second: _builtins.int
     """Calls a second, by every gateway process for itself; a second's worth may come at once. 0 to
     1,000,000; 0 means no limit of its own.
@@ -112,7 +114,9 @@ class GetQuotaRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. `tenants/{tenant}` or `tenants/{tenant}/apiKeys/{key}`."""
+    """Required. `tenants/{tenant}`, `tenants/{tenant}/apiKeys/{key}` or
+    `tenants/{tenant}/identities/{identity}`.
+    """
     def __init__(
         self,
         *,

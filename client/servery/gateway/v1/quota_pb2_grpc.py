@@ -26,11 +26,11 @@ if _version_not_supported:
 
 
 class QuotaServiceStub(object):
-    """Limits how much tenants and keys may call. For administrators of `tenants/default`; those of a
-    tenant may read its quotas and set those of its keys.
+    """Limits how much tenants, keys and identities may call. For administrators of `tenants/default`;
+    those of a tenant may read its quotas and set those of its keys and identities.
 
     A call beyond a quota answers RESOURCE_EXHAUSTED, QUOTA_EXCEEDED, with `google.rpc.RetryInfo` and
-    `google.rpc.QuotaFailure`. The quota of a key does not lift that of its tenant.
+    `google.rpc.QuotaFailure`. The quota of a key or an identity does not lift that of its tenant.
 
     Every RPC may also answer UNAUTHENTICATED (from the gateway) and
     PERMISSION_DENIED, PERMISSION_DENIED.
@@ -55,18 +55,18 @@ class QuotaServiceStub(object):
 
 
 class QuotaServiceServicer(object):
-    """Limits how much tenants and keys may call. For administrators of `tenants/default`; those of a
-    tenant may read its quotas and set those of its keys.
+    """Limits how much tenants, keys and identities may call. For administrators of `tenants/default`;
+    those of a tenant may read its quotas and set those of its keys and identities.
 
     A call beyond a quota answers RESOURCE_EXHAUSTED, QUOTA_EXCEEDED, with `google.rpc.RetryInfo` and
-    `google.rpc.QuotaFailure`. The quota of a key does not lift that of its tenant.
+    `google.rpc.QuotaFailure`. The quota of a key or an identity does not lift that of its tenant.
 
     Every RPC may also answer UNAUTHENTICATED (from the gateway) and
     PERMISSION_DENIED, PERMISSION_DENIED.
     """
 
     def SetQuota(self, request, context):
-        """Replaces the quota of a tenant or a key; returns when it is in force.
+        """Replaces the quota of a tenant, a key or an identity; returns when it is in force.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
@@ -79,7 +79,7 @@ class QuotaServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetQuota(self, request, context):
-        """Returns the quota of a tenant or a key; one that was never set has no limits.
+        """Returns the quota of a tenant, a key or an identity; one that was never set has no limits.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -111,11 +111,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuotaService(object):
-    """Limits how much tenants and keys may call. For administrators of `tenants/default`; those of a
-    tenant may read its quotas and set those of its keys.
+    """Limits how much tenants, keys and identities may call. For administrators of `tenants/default`;
+    those of a tenant may read its quotas and set those of its keys and identities.
 
     A call beyond a quota answers RESOURCE_EXHAUSTED, QUOTA_EXCEEDED, with `google.rpc.RetryInfo` and
-    `google.rpc.QuotaFailure`. The quota of a key does not lift that of its tenant.
+    `google.rpc.QuotaFailure`. The quota of a key or an identity does not lift that of its tenant.
 
     Every RPC may also answer UNAUTHENTICATED (from the gateway) and
     PERMISSION_DENIED, PERMISSION_DENIED.

@@ -27,11 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """Limits how much tenants and keys may call. For administrators of `tenants/default`; those of a
-    tenant may read its quotas and set those of its keys.
+    """Limits how much tenants, keys and identities may call. For administrators of `tenants/default`;
+    those of a tenant may read its quotas and set those of its keys and identities.
 
     A call beyond a quota answers RESOURCE_EXHAUSTED, QUOTA_EXCEEDED, with `google.rpc.RetryInfo` and
-    `google.rpc.QuotaFailure`. The quota of a key does not lift that of its tenant.
+    `google.rpc.QuotaFailure`. The quota of a key or an identity does not lift that of its tenant.
 
     Every RPC may also answer UNAUTHENTICATED (from the gateway) and
     PERMISSION_DENIED, PERMISSION_DENIED.
@@ -42,7 +42,7 @@ class QuotaServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
     SetQuota: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SetQuotaRequest, _quota_pb2.SetQuotaResponse]
-    """Replaces the quota of a tenant or a key; returns when it is in force.
+    """Replaces the quota of a tenant, a key or an identity; returns when it is in force.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
@@ -51,7 +51,7 @@ class QuotaServiceStub:
     - UNAVAILABLE, DEPENDENCY_UNAVAILABLE: it is stored, but it is not known whether it is in force.
     """
     GetQuota: _grpc.UnaryUnaryMultiCallable[_quota_pb2.GetQuotaRequest, _quota_pb2.GetQuotaResponse]
-    """Returns the quota of a tenant or a key; one that was never set has no limits.
+    """Returns the quota of a tenant, a key or an identity; one that was never set has no limits.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -60,11 +60,11 @@ class QuotaServiceStub:
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """Limits how much tenants and keys may call. For administrators of `tenants/default`; those of a
-    tenant may read its quotas and set those of its keys.
+    """Limits how much tenants, keys and identities may call. For administrators of `tenants/default`;
+    those of a tenant may read its quotas and set those of its keys and identities.
 
     A call beyond a quota answers RESOURCE_EXHAUSTED, QUOTA_EXCEEDED, with `google.rpc.RetryInfo` and
-    `google.rpc.QuotaFailure`. The quota of a key does not lift that of its tenant.
+    `google.rpc.QuotaFailure`. The quota of a key or an identity does not lift that of its tenant.
 
     Every RPC may also answer UNAUTHENTICATED (from the gateway) and
     PERMISSION_DENIED, PERMISSION_DENIED.
@@ -72,7 +72,7 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetQuota: _aio.UnaryUnaryMultiCallable[_quota_pb2.SetQuotaRequest, _quota_pb2.SetQuotaResponse]  # type: ignore[assignment]
-    """Replaces the quota of a tenant or a key; returns when it is in force.
+    """Replaces the quota of a tenant, a key or an identity; returns when it is in force.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
@@ -81,7 +81,7 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     - UNAVAILABLE, DEPENDENCY_UNAVAILABLE: it is stored, but it is not known whether it is in force.
     """
     GetQuota: _aio.UnaryUnaryMultiCallable[_quota_pb2.GetQuotaRequest, _quota_pb2.GetQuotaResponse]  # type: ignore[assignment]
-    """Returns the quota of a tenant or a key; one that was never set has no limits.
+    """Returns the quota of a tenant, a key or an identity; one that was never set has no limits.
 
     Errors:
     - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.
@@ -89,11 +89,11 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Limits how much tenants and keys may call. For administrators of `tenants/default`; those of a
-    tenant may read its quotas and set those of its keys.
+    """Limits how much tenants, keys and identities may call. For administrators of `tenants/default`;
+    those of a tenant may read its quotas and set those of its keys and identities.
 
     A call beyond a quota answers RESOURCE_EXHAUSTED, QUOTA_EXCEEDED, with `google.rpc.RetryInfo` and
-    `google.rpc.QuotaFailure`. The quota of a key does not lift that of its tenant.
+    `google.rpc.QuotaFailure`. The quota of a key or an identity does not lift that of its tenant.
 
     Every RPC may also answer UNAUTHENTICATED (from the gateway) and
     PERMISSION_DENIED, PERMISSION_DENIED.
@@ -105,7 +105,7 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_pb2.SetQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.SetQuotaResponse, _abc.Awaitable[_quota_pb2.SetQuotaResponse]]:
-        """Replaces the quota of a tenant or a key; returns when it is in force.
+        """Replaces the quota of a tenant, a key or an identity; returns when it is in force.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: a field is malformed.
@@ -120,7 +120,7 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_pb2.GetQuotaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.GetQuotaResponse, _abc.Awaitable[_quota_pb2.GetQuotaResponse]]:
-        """Returns the quota of a tenant or a key; one that was never set has no limits.
+        """Returns the quota of a tenant, a key or an identity; one that was never set has no limits.
 
         Errors:
         - INVALID_ARGUMENT, FIELD_INVALID: `name` is malformed.

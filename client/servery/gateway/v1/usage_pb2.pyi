@@ -127,7 +127,7 @@ class UsageRow(_message.Message):
     tenant: _builtins.str
     """`tenants/{tenant}`."""
     api_key: _builtins.str
-    """`tenants/{tenant}/apiKeys/{key}`."""
+    """`tenants/{tenant}/apiKeys/{key}`, or `tenants/{tenant}/identities/{identity}` of who has none."""
     model: _builtins.str
     """`tenants/{tenant}/models/{model}`. Empty for a call that was about no model or was refused, and
     for models that never yet answered a call: their names are the caller's.
