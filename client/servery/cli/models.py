@@ -1,12 +1,15 @@
 """`servery models`: what there is, which version is production, and moving that."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from servery.cli.output import Format, Output, as_dict, out, print_json, print_table, short, when
 from servery.cli.session import connect
+
+EXPLANATION: Final = "explain.onnx"
+"""File of a version that can explain its answers."""
 
 app = typer.Typer(help="Models, versions and aliases.", no_args_is_help=True)
 
@@ -44,12 +47,13 @@ def versions(context: typer.Context, model: Model, output: Output = Format.TABLE
         print_json([as_dict(version) for version in found])
     else:
         print_table(
-            ["VERSION", "CREATED", "SIZE", "DIGEST", "METRICS"],
+            ["VERSION", "CREATED", "SIZE", "EXPLAINS", "DIGEST", "METRICS"],
             (
                 (
                     short(version.name),
                     when(version.create_time),
                     f"{sum(file.size_bytes for file in version.files) / 1024:.0f} KiB",
+                    "yes" if any(file.path == EXPLANATION for file in version.files) else "no",
                     version.digest[:12],
                     " ".join(
                         f"{name}={value:.4f}" for name, value in sorted(version.metrics.items())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -10,8 +11,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
-from servery.cli.output import Format, Output, print_json, print_table
+from servery.cli.explanation import ATTRIBUTION, facts, largest
+from servery.cli.output import Format, Output, out, print_json, print_table
 from servery.cli.session import connect
 from servery.inference.v1 import grpc_service_pb2 as pb
 
@@ -31,27 +34,36 @@ def predict(
     ] = None,
     version: Annotated[str, typer.Option(help="Number of a version; default: production.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Most rows of the file to send.")] = 1000,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Ask what each value adds to the answer.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Ask a served model.
 
     A file may hold more columns or arrays than the model takes: those of its inputs are sent.
+
+    With --explain, the values that weigh most come first, row by row, if the version has a graph
+    that explains; -o json has all of them.
     """
     if (file is None) == (values is None):
         raise typer.BadParameter("give a FILE or --input JSON, one of them")
     with connect(context) as servery:
         metadata = servery.model_metadata(model, version=version)
         inputs = read_inputs(file, metadata, limit) if file else _object(json.loads(values or ""))
-        answers = servery.predict(model, inputs, version=version)
+        ask = servery.explain if explain else servery.predict
+        answers = ask(model, inputs, version=version)
+    rows = len(next(iter(answers.values())))
     if output is Format.JSON:
         print_json({name: array.tolist() for name, array in answers.items()})
-        return
-    columns = list(answers)
-    rows = len(next(iter(answers.values())))
-    print_table(
-        ["ROW", *(name.upper() for name in columns)],
-        ([i + 1, *(_cell(answers[name][i]) for name in columns)] for i in range(rows)),
-    )
+    elif any(name.startswith(ATTRIBUTION) for name in answers):
+        for row in range(rows):
+            _print_explanation(inputs, answers, row)
+    else:
+        print_table(
+            ["ROW", *(name.upper() for name in answers)],
+            ([i + 1, *(_cell(values[i]) for values in answers.values())] for i in range(rows)),
+        )
 
 
 def read_inputs(file: Path, metadata: pb.ModelMetadataResponse, limit: int) -> dict[str, Any]:
@@ -120,6 +132,20 @@ def _object(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError('inputs are a JSON object: {"input": [values], …}')
     return document
+
+
+def _print_explanation(
+    inputs: Mapping[str, Any], answers: Mapping[str, NDArray[Any]], row: int
+) -> None:
+    heads = " ".join(f"{name}={_cell(value)}" for name, value in facts(answers, row).items())
+    out.print(f"row {row + 1}: {heads}", markup=False)
+    shares, rest = largest(inputs, answers, row)
+    print_table(
+        ["INPUT", "VALUE", "ATTRIBUTION"],
+        ((share.input, _cell(share.value), f"{share.attribution:+.4f}") for share in shares),
+    )
+    if rest:
+        out.print(f"and {len(rest)} smaller ones, together {sum(rest):+.4f}", markup=False)
 
 
 def _cell(value: Any) -> str:
