@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     graphs.store(root, "simple", graphs.add_and_subtract())
     graphs.store(root, "texts", graphs.identity("BYTES"))
     graphs.store(root, "half", graphs.identity("FP16"))
+    graphs.store(root, "told", graphs.plus(1), explain_onnx=graphs.parts())
     graphs.store(root, "sum", graphs.running_sum())
     graphs.configure(root, "sum", CONFIG % ("direct {}", LONG_US))
     graph = tmp_path_factory.mktemp("elsewhere") / "plus.onnx"

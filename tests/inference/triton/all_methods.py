@@ -7,6 +7,7 @@ where KIND is grpc, grpc.aio, http or http.aio. Knows the models of that test.
 import asyncio
 import importlib
 import inspect
+import json
 import queue
 import sys
 from collections.abc import AsyncIterator
@@ -98,6 +99,23 @@ async def sequences(client: Any) -> None:
         result = await done(client.infer("sum", inputs, sequence_id=5, **signals))
         totals.append(result.as_numpy("y").item())
     assert totals == [1, 2, 3]
+
+
+async def explanations(client: Any) -> None:
+    x = np.array([[1, 2]], np.float32)
+    why = {"parameters": {"explain": True}}
+    told = await done(client.infer("told", [given("x", x, "FP32")], **why))
+    assert told.as_numpy("parts").tolist() == [[10, 20]]
+    assert told.as_numpy("y") is None
+    wanted = [module.InferRequestedOutput("total")]
+    only = await done(client.infer("told", [given("x", x, "FP32")], outputs=wanted, **why))
+    assert only.as_numpy("total").tolist() == [[30]]
+    error = await refusal(client.infer, "simple", simple_inputs(), **why)
+    assert "400" in error.status() or "FAILED_PRECONDITION" in error.status()
+    config = await done(client.get_model_config("told", **JSON))
+    config = config["config"] if IS_GRPC else config
+    outputs = json.loads(config["parameters"]["explanation"]["string_value"])["outputs"]
+    assert [output["name"] for output in outputs] == ["parts", "total"]
 
 
 async def compression(client: Any) -> None:
@@ -239,8 +257,8 @@ def callbacks(client: Any) -> None:
 
 async def main() -> None:
     client = module.InferenceServerClient(ADDRESS)
-    checks = [health, descriptions, inference, sequences, compression, refusals, statistics]
-    checks += [repository, settings, shared_memory]
+    checks = [health, descriptions, inference, sequences, explanations, compression, refusals]
+    checks += [statistics, repository, settings, shared_memory]
     if not IS_GRPC:
         checks.append(json_tensors)
     for check in checks:
