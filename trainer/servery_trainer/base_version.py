@@ -10,7 +10,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 from google.protobuf import json_format
 
@@ -31,7 +31,7 @@ SIGNATURE: Final = "signature.json"
 
 _FILES: Final = (LINEAGE, SIGNATURE, PREPROCESSING, WEIGHTS)
 _MAX_DOCUMENT_BYTES: Final = 16 * 1024**2
-_FIELD: Final = f"{ROOT}.base_version"
+FIELD: Final = f"{ROOT}.base_version"
 _FREE: Final = frozenset({"dropout", "module"})
 """Fields of a family that may differ: weights do not follow from them, or are looked at."""
 
@@ -107,7 +107,7 @@ async def _declared(versions: Versions, version: VersionName) -> Mapping[str, st
     declared = await versions.digests(version)
     if any(path not in declared for path in _FILES):
         rule = "be a version that keeps its weights: one that this release of the trainer made"
-        raise FieldInvalidError(_FIELD, version, rule)
+        raise FieldInvalidError(FIELD, version, rule)
     return declared
 
 
@@ -160,12 +160,12 @@ class BaseVersion:
                 name=version,
                 spec=parse_spec(spec),
                 inputs={one["name"]: (one["datatype"], one["shape"]) for one in told["inputs"]},
-                outputs=_shown(told["outputs"]),
+                outputs={
+                    one["name"]: (one["shape"], one.get("labels", [])) for one in told["outputs"]
+                },
                 weights_sha256=made["weights_sha256"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError, ServeryError):
-            raise _no_base(version) from None
-        except json_format.ParseError:
+        except (ValueError, KeyError, TypeError, ServeryError, json_format.ParseError):
             raise _no_base(version) from None
 
     def check(self, spec: Spec, examples: Examples) -> None:
@@ -176,7 +176,7 @@ class BaseVersion:
         """
         if spec.task.name != self.spec.task.name:
             rule = f"be a version of a model for {spec.task.name}, not for {self.spec.task.name}"
-            raise FieldInvalidError(_FIELD, self.name, rule)
+            raise FieldInvalidError(FIELD, self.name, rule)
         _require_equal_family(spec, self.spec)
         ours, theirs = spec.training.ensemble_size, self.spec.training.ensemble_size
         if ours != theirs:
@@ -195,17 +195,9 @@ class BaseVersion:
                 )
                 raise FieldInvalidError(f"{ROOT}.dataset", spec.dataset, rule)
 
-    def answers_alike(self, outputs: Any) -> bool:
-        """Tell whether `outputs` of a signature have the shapes and labels that this one's have."""
-        return _shown(outputs) == self.outputs
-
-
-def _shown(outputs: Any) -> dict[str, tuple[list[int], list[str]]]:
-    return {one["name"]: (one["shape"], one.get("labels", [])) for one in outputs}
-
 
 def _no_base(version: VersionName) -> FieldInvalidError:
-    return FieldInvalidError(_FIELD, version, "be a version that the trainer made")
+    return FieldInvalidError(FIELD, version, "be a version that the trainer made")
 
 
 def _named(kind: tuple[str, list[int]] | None) -> str:

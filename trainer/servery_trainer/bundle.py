@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.examples import Examples
 from servery_trainer.explanation import Importance
-from servery_trainer.heads import Arrays, Findings, Output
+from servery_trainer.heads import Arrays, Findings, Output, datatype
 from servery_trainer.parity import Parity
 from servery_trainer.profiling import Latency
 from servery_trainer.variants import Variant
@@ -29,7 +29,6 @@ GOLDEN_ROWS: Final = 16
 
 _MOST_GOLDEN_ROWS: Final = 256
 _MEANINGS: Final = {4: "pixels: height, width, channel", 3: "numbers: step, channel"}
-_DATATYPES: Final = {"float16": "FP16", "float32": "FP32", "object": "BYTES"}
 _LIBRARIES: Final = ("onnx", "onnxruntime", "numpy")
 _QUANTILES: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _MOST_FREQUENT: Final = 20
@@ -45,7 +44,7 @@ def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
         "inputs": [
             {
                 "name": name,
-                "datatype": _datatype(values.dtype),
+                "datatype": datatype(values.dtype),
                 "shape": [-1, *values.shape[1:]],
                 "meaning": _MEANINGS.get(values.ndim, f"column `{name}`"),
             }
@@ -54,7 +53,7 @@ def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
         "outputs": [
             {
                 "name": output.name,
-                "datatype": _datatype(output.dtype),
+                "datatype": datatype(output.dtype),
                 "shape": [-1, *output.shape],
                 "meaning": output.meaning,
             }
@@ -62,10 +61,6 @@ def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
             for output in outputs
         ],
     }
-
-
-def _datatype(dtype: np.dtype[Any]) -> str:
-    return _DATATYPES.get(dtype.name, dtype.name.upper())
 
 
 def pick_golden(
@@ -240,7 +235,7 @@ def write(
     model: onnx.ModelProto,
     golden_rows: bytes,
     documents: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
+    others: Mapping[str, bytes],
 ) -> None:
     """Write a bundle: all of it or nothing.
 
@@ -249,12 +244,12 @@ def write(
         model: Becomes `model.onnx`.
         golden_rows: Becomes `golden.npz`.
         documents: The JSON files, by name.
-        pictures: The PNG files, by name.
+        others: All other files, by name.
     """
     files = {"model.onnx": model.SerializeToString(deterministic=True), "golden.npz": golden_rows}
     for name, document in documents.items():
         files[name] = json.dumps(document, indent=1, allow_nan=False).encode()
-    files |= pictures
+    files |= others
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:

@@ -74,6 +74,18 @@ def call_build(
         return build(shape, outputs, vocabulary, **family.parameters)
 
 
+def require_empty(out: Path) -> None:
+    """Refuse files that something else than the trainer put where those of the version go.
+
+    Raises:
+        CustomCodeError: There is one.
+    """
+    for path in out.iterdir():
+        raise CustomCodeError(
+            "WROTE_FILES", f"it wrote {path.name!r} among the files of the version"
+        )
+
+
 def failure(error: BaseException, problem: Problem = "RAISED") -> CustomCodeError:
     """Return what to tell those who wrote the module of an error, with the line if there is one."""
     if isinstance(error, SyntaxError) and error.filename == _FILE:
@@ -81,6 +93,12 @@ def failure(error: BaseException, problem: Problem = "RAISED") -> CustomCodeErro
     text = _without_places(str(error)).strip()
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return CustomCodeError(problem, what, _line(error))
+
+
+def frames(error: BaseException) -> list[str]:
+    """Return where in the module an error comes from, the innermost last, as tracebacks have it."""
+    found = traceback.extract_tb(error.__traceback__)
+    return traceback.format_list([frame for frame in found if frame.filename == _FILE])
 
 
 def _compiled(family: Custom) -> types.CodeType:

@@ -53,7 +53,7 @@ def to_onnx(answering: Answering, preprocessing: Preprocessing, head: Head) -> o
     opset = max(outer.opset, OPSET)
     if opset > OPSET:  # all of a graph is of one version
         network = version_converter.convert_version(network, opset)
-    prefix = _unused_prefix([value.name for value in outer.inputs])
+    prefix = unused_prefix([value.name for value in outer.inputs])
     network = compose.add_prefix(network, prefix)
     first = preprocessing.to_onnx(f"{prefix}{FEATURES}", f"{prefix}preprocessing/")
     last = head.to_onnx(f"{prefix}{ANSWERS}", prefix)
@@ -100,7 +100,7 @@ def _convert(answering: Answering) -> onnx.ModelProto:
     return network
 
 
-def _unused_prefix(names: Sequence[str]) -> str:
+def unused_prefix(names: Sequence[str]) -> str:
     """Return a prefix that keeps inner tensors apart from inputs, whatever these are called."""
     prefix = "_"
     while any(name.startswith(prefix) for name in names):

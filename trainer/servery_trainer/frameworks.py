@@ -4,7 +4,7 @@ All else that a job does (the loop of training and its checkpoints, preprocessin
 evaluation of the graph) is the same for each of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import onnx
@@ -104,6 +104,9 @@ class Framework(Protocol):
             towers to the vectors of users [batch, dimension] and those of all classes [classes,
             dimension].
         """
+
+    def last_layer(self, network: Any) -> Collection[int]:
+        """Return the places, in `Network.get_weights`, of the weights next to the outputs."""
 
     def learner(
         self, network: Any, objective: Objective, settings: Training, values: NDArray[Any]

@@ -9,16 +9,13 @@ from typing import Any, Final, Self
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
+from servery_trainer.export import IR_VERSION, ML_OPSET, unused_prefix
 from servery_trainer.preprocessing import BATCH, FloatArray, GraphPart, Preprocessing
 
-_FEATURES: Final = "_/features"
 _VOCABULARY: Final = "vocabulary"
-_IR_VERSION: Final = 9
-_ML_OPSET: Final = 3
 _OPERATORS: Final = frozenset(
     [
         "Add",
@@ -64,20 +61,21 @@ def freeze(preprocessing: Preprocessing, vocabulary: int) -> bytes:
         preprocessing: What to write.
         vocabulary: See `fitting.vocabulary_size`.
     """
-    part = preprocessing.to_onnx(_FEATURES, "_/")
+    prefix = unused_prefix([value.name for value in preprocessing.to_onnx("", "").inputs])
+    part = preprocessing.to_onnx(f"{prefix}features", prefix)
     shape: list[str | int | None] = [BATCH, *preprocessing.feature_shape]
-    features = helper.make_tensor_value_info(_FEATURES, onnx.TensorProto.FLOAT, shape)
+    features = helper.make_tensor_value_info(f"{prefix}features", onnx.TensorProto.FLOAT, shape)
     graph = helper.make_graph(
         part.nodes, "preprocessing", part.inputs, [features], part.initializers
     )
-    versions = {"": part.opset, "ai.onnx.ml": _ML_OPSET}
+    versions = {"": part.opset, "ai.onnx.ml": ML_OPSET}
     model = helper.make_model(
         graph,
         opset_imports=[
             helper.make_opsetid(domain, versions[domain])
             for domain in sorted({node.domain for node in graph.node})
         ],
-        ir_version=_IR_VERSION,
+        ir_version=IR_VERSION,
         producer_name="servery",
     )
     helper.set_model_props(model, {_VOCABULARY: str(vocabulary)})
@@ -93,7 +91,8 @@ class FrozenPreprocessing:
     opset: int
     vocabulary: int
     """See `fitting.vocabulary_size`."""
-    session: ort.InferenceSession = field(repr=False)
+    session: Any = field(repr=False)
+    """Of ONNX Runtime."""
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -102,6 +101,8 @@ class FrozenPreprocessing:
         Raises:
             NotPreprocessingError: It is something else.
         """
+        import onnxruntime as ort  # The trainer itself needs no more than the type.
+
         try:
             model = onnx.load_model_from_string(content)
             _check(model)
@@ -129,15 +130,13 @@ class FrozenPreprocessing:
     def apply(self, inputs: Mapping[str, NDArray[Any]]) -> FloatArray:
         """See `Preprocessing`."""
         given = {value.name: inputs[value.name] for value in self.graph.input}
-        features: FloatArray = self.session.run([_FEATURES], given)[0]
+        features: FloatArray = self.session.run(None, given)[0]
         return np.asarray(features, np.float32)
 
     def to_onnx(self, features: str, prefix: str) -> GraphPart:
         """See `Preprocessing`."""
-        kept = {value.name: value.name for value in self.graph.input} | {
-            _FEATURES: features,
-            "": "",
-        }
+        kept = {value.name: value.name for value in self.graph.input} | {"": ""}
+        kept[self.graph.output[0].name] = features
         nodes, constants = [], []
         for node in self.graph.node:
             renamed = onnx.NodeProto()

@@ -16,7 +16,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -26,8 +27,11 @@ from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.errors.v1.error_reason_pb2 import ErrorReason
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import ServeryError
+from servery_trainer import custom_module
+from servery_trainer.custom_code import Problem
 from servery_trainer.durable import is_full
 from servery_trainer.jobs import TrainingStorageFullError
+from servery_trainer.networks import Custom, Family
 from servery_trainer.spec import parse_spec
 
 MIN_INTERVAL_S: Final = 0.1
@@ -104,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint-dir", type=Path, help="directory to go on from if it holds a checkpoint"
     )
+    parser.add_argument("--base", type=Path, help="directory with the files of the base version")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with [1]")
     args = parser.parse_args(argv)
     if args.threads < 1:
@@ -124,12 +129,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report(training_pb2.Progress(phase=training_pb2.PHASE_STARTING))
         spec = parse_spec(json_format.Parse(args.spec.read_bytes(), training_pb2.TrainingSpec()))
+        if isinstance(spec.family, Custom):
+            custom_module.check_syntax(spec.family)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from servery_trainer import pipeline  # takes seconds: say STARTING first
 
-        lines.result(
-            pipeline.run(spec, args.dataset, args.out, args.threads, report, args.checkpoint_dir)
-        )
+        with _answered_for(spec.family, story):
+            result = pipeline.run(
+                *(spec, args.dataset, args.out, args.threads, report),
+                *(args.checkpoint_dir, args.base),
+            )
+        lines.result(result)
     except ServeryError as error:
         lines.error(error.reason, str(error), error.metadata)
         return 1
@@ -147,11 +157,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def _answered_for(family: Family, story: "_Story") -> Iterator[None]:
+    """Inside, what goes wrong with a network of the caller's own is told as theirs to mend."""
+    try:
+        yield
+    except (ServeryError, BrokenPipeError):
+        raise
+    except BaseException as error:
+        stopped = isinstance(error, SystemExit) and error.code == STOPPED
+        if stopped or not isinstance(family, Custom):
+            raise
+        if custom_module.frames(error):
+            log.error("in the module:\n%s", "".join(custom_module.frames(error)))
+        elif story.phase not in (training_pb2.PHASE_TRAINING, training_pb2.PHASE_CONVERTING):
+            raise
+        converting = story.phase == training_pb2.PHASE_CONVERTING
+        problem: Problem = "NOT_CONVERTIBLE" if converting else "RAISED"
+        raise custom_module.failure(error, problem) from error
+
+
 class _Story:
     """Tells each phase and each epoch once in the log, for people."""
 
     def __init__(self) -> None:
+        self._told: tuple[training_pb2.Phase.ValueType, int]
         self._told = (training_pb2.PHASE_UNSPECIFIED, 0)
+
+    @property
+    def phase(self) -> training_pb2.Phase.ValueType:
+        """The present one."""
+        return self._told[0]
 
     def tell(self, now: training_pb2.Progress) -> None:
         """Log what is new."""

@@ -19,6 +19,7 @@ from servery_trainer.heads import Arrays
 from servery_trainer.networks import (
     Autoencoder,
     Convolutional,
+    Custom,
     Dense,
     Embedding,
     Family,
@@ -35,6 +36,7 @@ TOLERANCES: Final[dict[type[Family], float]] = {
     Transformer: 1e-4,
     Autoencoder: 1e-4,
     TwoTower: 1e-4,
+    Custom: 1e-4,
 }
 """Largest relative error of the converted network; what we saw is below 1e-6."""
 

@@ -12,7 +12,17 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2
-from servery_trainer import bundle, export, frameworks, parity, plots, problems, training
+from servery_trainer import (
+    bundle,
+    custom_module,
+    export,
+    frameworks,
+    parity,
+    plots,
+    problems,
+    training,
+    transfer,
+)
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore, digest
 from servery_trainer.cleaning import count_clipped, count_imputed
@@ -21,6 +31,7 @@ from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
 from servery_trainer.frameworks import Framework, Network
 from servery_trainer.heads import Calibrated
+from servery_trainer.networks import Custom
 from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
@@ -28,6 +39,7 @@ from servery_trainer.slices import by_slice
 from servery_trainer.spec import Spec
 from servery_trainer.split import Split
 from servery_trainer.tasks import TabularTask
+from servery_trainer.transfer import Base, open_base
 from servery_trainer.variants import Proof, Variant, optimize
 
 _PARITY_ROWS: Final = 1024
@@ -42,6 +54,7 @@ def run(
     threads: int,
     report: training.Report,
     checkpoints: Path | None = None,
+    base_files: Path | None = None,
 ) -> training_pb2.TrainingResult:
     """Do all of a job but publishing.
 
@@ -52,6 +65,7 @@ def run(
         threads: Threads of the framework and of ONNX Runtime, at least 1.
         report: Called at each phase and after each step; what it raises ends the job.
         checkpoints: Directory to go on from, and to keep how far training came in.
+        base_files: Directory with the files of `spec.base_version`, if there is one.
 
     Returns:
         What came out, without the version.
@@ -67,8 +81,13 @@ def run(
     examples = load_examples(spec, dataset)
     target = examples.target
     split = examples.split
-    preprocessing = fit_preprocessing(spec, examples.types, examples.take(split.train))
     head, objective = problems.pose(target, split.train, spec.training)
+    base = open_base(spec, base_files, examples, head.outputs) if base_files else None
+    preprocessing: Preprocessing
+    if base:
+        preprocessing, objective = base.preprocessing, base.rescaled(objective)
+    else:
+        preprocessing = fit_preprocessing(spec, examples.types, examples.take(split.train))
 
     report(_phase(training_pb2.PHASE_TRAINING, spec))
     fingerprint = _fingerprint(spec, libraries, threads)
@@ -76,7 +95,7 @@ def run(
     for number in range(spec.training.ensemble_size):
         store = CheckpointStore(checkpoints, fingerprint, number) if checkpoints else None
         network, history = _fit(
-            framework, spec, number, examples, preprocessing, objective, report, store
+            framework, spec, number, examples, preprocessing, objective, base, report, store
         )
         networks.append(network)
         histories.append(history)
@@ -117,6 +136,8 @@ def run(
     slices = by_slice(head, outputs, truth, aside)
     importances = permutation_importance(chosen.graph, head, test, truth)
 
+    if isinstance(spec.family, Custom):
+        custom_module.require_empty(out)
     bundle.write(
         out,
         chosen.model,
@@ -126,9 +147,14 @@ def run(
             "metrics.json": bundle.metrics(findings, len(truth), slices, proven, importances),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
-            "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries),
+            "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
+            | (base.lineage() if base else {}),
         },
-        {"curves.png": plots.curves(epochs, objective.figure), **findings.pictures},
+        {
+            "curves.png": plots.curves(epochs, objective.figure),
+            **findings.pictures,
+            **transfer.files(networks, preprocessing, objective),
+        },
     )
     result = training_pb2.TrainingResult(
         parity=training_pb2.Parity(
@@ -164,6 +190,7 @@ def _fit(
     examples: Examples,
     preprocessing: Preprocessing,
     objective: Objective,
+    base: Base | None,
     report: training.Report,
     store: CheckpointStore | None,
 ) -> tuple[Network, list[training_pb2.Epoch]]:
@@ -176,6 +203,8 @@ def _fit(
         vocabulary_size(preprocessing),
         settings.seed,
     )
+    if base:
+        base.start(framework, network, number)
     train, validation = (
         training.Part(examples, rows, preprocessing)
         for rows in (examples.split.train, examples.split.validation)

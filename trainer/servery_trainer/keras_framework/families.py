@@ -3,9 +3,11 @@
 import keras
 
 from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.keras_framework import custom
 from servery_trainer.networks import (
     Autoencoder,
     Convolutional,
+    Custom,
     Dense,
     Embedding,
     Family,
@@ -33,6 +35,8 @@ def build(family: Family, shape: tuple[int, ...], classes: int, vocabulary: int)
             hidden, classes = _autoencoder(family, inputs), shape[0]
         case TwoTower():
             return keras.Model(inputs, _two_towers(family, inputs, classes, vocabulary))
+        case Custom():
+            return custom.build(family, inputs, classes, vocabulary)
     return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(hidden))
 
 

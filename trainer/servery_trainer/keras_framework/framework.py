@@ -1,6 +1,6 @@
 """Keras on TensorFlow, behind the port of frameworks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -39,6 +39,14 @@ class Keras:
         """See `Framework`."""
         keras.utils.set_random_seed(seed)
         return families.build(family, shape, classes, vocabulary)
+
+    def last_layer(self, network: keras.Model) -> Collection[int]:
+        """See `Framework`."""
+        layer = network
+        while isinstance(layer, keras.Model):  # One may be a layer of another.
+            layer = next(inner for inner in reversed(layer.layers) if inner.weights)
+        own = {id(variable) for variable in layer.weights}
+        return {place for place, variable in enumerate(network.weights) if id(variable) in own}
 
     def learner(
         self, network: keras.Model, objective: Objective, settings: Training, values: NDArray[Any]
