@@ -1,9 +1,10 @@
 """Servery's inference process beside other servers, on the same models under the same load.
 
 Measures, in interleaved rounds: the inference process over each of its transports, a bare grpc.aio
-server that answers with a constant, `session.run` alone in this process, and whichever peers an
-interpreter is given for, each set up as its own documentation shows (`bench/peers/`): MLServer,
-KServe's Python server, NVIDIA's pytriton. A small dense model (784-128-10) and a convolutional one
+server that answers with a constant, `session.run` alone in this process, a C++ gRPC server over
+ONNX Runtime where it can be built (a thread per core), and whichever peers an interpreter is given
+for, each set up as its own documentation shows (`bench/peers/`): MLServer, KServe's Python server,
+NVIDIA's pytriton. A small dense model (784-128-10) and a convolutional one
 of about 2.5 ms, one row each, over gRPC on loopback. Prints CPU microseconds per request of the
 whole process tree of a server, and throughput, p50 and p99 as this process sees them: it shares
 the cores, so only ratios within one run mean anything. The bound is the echo and `session.run`
@@ -46,6 +47,7 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 import uvloop
+from cpp_peer import CannotBuildError, build
 from inference_small import METHOD, SIZES, TICKS_PER_S, save_dense, write
 from onnx import TensorProto, helper, numpy_helper, save_model
 
@@ -102,6 +104,10 @@ async def measure(folder: Path, rounds: int, pythons: Mapping[str, str]) -> None
             "grpcio": await stack.enter_async_context(servery(models, "grpcio")),
             "echo": await stack.enter_async_context(echo()),
         }
+        try:
+            servers["C++"] = await stack.enter_async_context(cpp(build(), models))
+        except CannotBuildError as error:
+            write(f"C++ is left out: {error}")
         for peer, python in pythons.items():
             servers[peer] = await stack.enter_async_context(START[peer](python, models, folder))
         for server in servers.values():
@@ -249,6 +255,14 @@ async def echo() -> AsyncIterator[Server]:
     command = (HERE / "inference_small.py", "--echo", "grpcio", f"127.0.0.1:{port}")
     async with process(port, sys.executable, *command) as server:
         yield server
+
+
+@asynccontextmanager
+async def cpp(server: Path, models: Path) -> AsyncIterator[Server]:
+    """Serve `models` with the C++ peer."""
+    port = free_port()
+    async with process(port, server, f"127.0.0.1:{port}", models, str(os.cpu_count())) as running:
+        yield running
 
 
 @asynccontextmanager

@@ -3,7 +3,8 @@
 Measures, in interleaved rounds and under the same load: the inference process on either transport
 with one model (dense: 784-128-10; conv: a convolution of a few milliseconds; image and big: the
 mean of 600 KB and of 16 MB; FP32, one row), a bare server on either transport that answers with a
-constant of the same size, and `session.run` alone here, as many at a time as there are cores. The
+constant of the same size, a C++ gRPC server over ONNX Runtime (`peers/cpp`) where it can be built,
+on one thread and on as many as cores, and `session.run` alone here, as many at a time as cores. The
 load (transport_load.py) comes from this process and keeps so many requests open over a number of
 connections. Prints CPU microseconds per request of the serving process, user and system, all
 threads, as the median over the rounds, and requests per second. Only ratios within one run mean
@@ -37,6 +38,7 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 import uvloop
+from cpp_peer import CannotBuildError, build
 from onnx import TensorProto, helper, numpy_helper, save_model
 from transport_load import FIELDS, Load
 from transport_small import certificate
@@ -55,6 +57,7 @@ SHAPES: Final = {
 CHANNELS: Final = 80
 ECHOES: Final = ("grpcio", "fast")
 TRANSPORTS: Final = ("grpcio", "fast")
+CPP: Final = "C++"
 FLOOR: Final = "session.run"
 BASE: Final = "echo on grpcio"
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -113,7 +116,7 @@ async def measure(folder: Path, case: Case, rounds: int, concurrency: Sequence[i
     body = request_body(case.model)
     with ExitStack() as stack:
         servers = {
-            name: (stack.enter_context(running(command)), port)
+            name: (stack.enter_context(program(command)), port)
             for name, (command, port) in commands(folder, case.tls).items()
         }
         for _, port in servers.values():
@@ -146,22 +149,34 @@ async def measure(folder: Path, case: Case, rounds: int, concurrency: Sequence[i
 
 
 def commands(folder: Path, tls: Path | None) -> dict[str, tuple[list[str], int]]:
-    """Return the arguments for Python, and the port, of each server."""
-    found = {}
+    """Return the command and the port of each server."""
+    found: dict[str, tuple[list[str], int]] = {}
     for name in ECHOES:
         port = free_port()
         secured = ["--tls-dir", str(tls)] if tls else []
-        found[f"echo on {name}"] = ([__file__, "--echo", name, f"127.0.0.1:{port}", *secured], port)
+        command = [sys.executable, __file__, "--echo", name, f"127.0.0.1:{port}"]
+        found[f"echo on {name}"] = [*command, *secured], port
     for name in TRANSPORTS:
         port = free_port()
         secured = []
         if tls:
             secured = ["--tls-certificate", f"{tls}/cert.pem", "--tls-key", f"{tls}/key.pem"]
         command = [
-            *("-m", "servery_inference", "--model-repository", str(folder / "models")),
+            *(sys.executable, "-m", "servery_inference"),
+            *("--model-repository", str(folder / "models")),
             *("--listen", f"127.0.0.1:{port}", "--transport", name, "--log-level", "error"),
         ]
         found[name] = [*command, *secured], port
+    try:
+        server = build()
+    except CannotBuildError as error:
+        write(f"{CPP} is left out: {error}")
+    else:
+        secured = [f"{tls}/cert.pem", f"{tls}/key.pem"] if tls else []
+        for threads in ("1", str(os.cpu_count())):
+            port = free_port()
+            command = [str(server), f"127.0.0.1:{port}", str(folder / "models"), threads]
+            found[f"{CPP}, {threads} thr."] = [*command, *secured], port
     return found
 
 
@@ -289,7 +304,14 @@ def cpu_s(pid: int) -> float:
 @contextmanager
 def running(arguments: Sequence[str]) -> Iterator[int]:
     """Run Python with `arguments` for the length of the block; give its process id."""
-    process = subprocess.Popen([sys.executable, *arguments])  # noqa: S603  our own programs
+    with program([sys.executable, *arguments]) as pid:
+        yield pid
+
+
+@contextmanager
+def program(command: Sequence[str]) -> Iterator[int]:
+    """Run a program for the length of the block; give its process id."""
+    process = subprocess.Popen(command)  # noqa: S603  our own programs
     try:
         yield process.pid
     finally:
