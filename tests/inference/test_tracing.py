@@ -48,6 +48,18 @@ def trace_of(span: Span) -> int:
     return int(span.trace_id.hex(), 16)
 
 
+async def test_a_span_tells_which_graph_ran(tmp_path: Path) -> None:
+    graphs.store(tmp_path, "m", graphs.plus(1), explain_onnx=graphs.parts())
+    why = infer_request("m", {"x": X})
+    why.parameters["explain"].bool_param = True
+    async with serve(tmp_path) as (collector, channel):
+        for number, request in ((1, infer_request("m", {"x": X})), (2, why)):
+            await stub(channel).ModelInfer(request, metadata=traced(number))
+    for name in ("infer", "batch"):
+        told = {trace_of(s): attributes(s)["servery.model.graph"] for s in collector.named(name)}
+        assert told == {1: "model.onnx", 2: "explain.onnx"}
+
+
 async def test_a_run_is_linked_to_every_request_in_it(tmp_path: Path) -> None:
     """Two requests that only fill the batch together share one run."""
     graphs.store(tmp_path, "m", graphs.plus(1))

@@ -184,7 +184,7 @@ class Loader:
         threads, warmth = self._threads, prepared.warmth
         executor = BudgetedExecutor(threads.runs, threads.budget, options.num_threads)
         costs = Costs.of(warmth.inline_elements, warmth.points)
-        trace = self._tracing and self._tracing.of(model, version)
+        trace = self._tracing and self._tracing.of(model, version, prepared.file)
         execute = trace.execution if trace else Execution
         execution = execute(prepared.engine, costs, threads.watchdog, executor)
         config = prepared.config

@@ -33,9 +33,9 @@ class Tracing:
         self._tracer = tracer
         self._settings = settings
 
-    def of(self, model: str, version: int) -> "ModelTracing":
-        """Return the part for one version of a model."""
-        return ModelTracing(self._tracer, self._settings, model, version)
+    def of(self, model: str, version: int, graph: str) -> "ModelTracing":
+        """Return the part for one graph of one version of a model."""
+        return ModelTracing(self._tracer, self._settings, model, version, graph)
 
 
 class TracedFeed(dict[str, Array]):
@@ -50,13 +50,16 @@ class TracedFeed(dict[str, Array]):
 
 
 class ModelTracing:
-    """Begins the spans of one version of a model; see `Tracing.of`."""
+    """Begins the spans of one graph of one version of a model; see `Tracing.of`."""
 
-    def __init__(self, tracer: Tracer, settings: TraceSettings, model: str, version: int) -> None:
+    def __init__(
+        self, tracer: Tracer, settings: TraceSettings, model: str, version: int, graph: str
+    ) -> None:
         self.tracer = tracer
         self.attributes: dict[str, Any] = {
             "servery.model.name": model,
             "servery.model.version": version,
+            "servery.model.graph": graph,
         }
         self._settings = settings
         self._model = model
