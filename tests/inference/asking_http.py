@@ -15,6 +15,7 @@ from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 from tests.inference.calling import DTYPES
+from tests.inference.conftest import WORKERS
 
 LENGTH = "Inference-Header-Content-Length"
 
@@ -82,6 +83,7 @@ async def serving_http(root: Path) -> AsyncIterator[Client]:
         load_model=("*",),
         shared_memory=True,
         max_message_bytes=1 << 20,
+        workers=WORKERS,
     )
     async with serving_inference(settings) as server:
         await asyncio.wait_for(server.ready.wait(), 20)

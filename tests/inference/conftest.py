@@ -19,6 +19,9 @@ from tests.inference import graphs
 TRANSPORT = os.environ.get("SERVERY_TEST_TRANSPORT", "fast")
 """`make test` runs the suite once over each transport."""
 
+WORKERS = int(os.environ.get("SERVERY_TEST_WORKERS", "1"))
+"""The suite can be run over several worker processes; see CONTRIBUTING.md."""
+
 Serve = Callable[[Path], AbstractAsyncContextManager[grpc.aio.Channel]]
 
 
@@ -28,7 +31,12 @@ async def serve_directory(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serve a directory of models; give a channel once it is ready."""
     # Admission has tests of its own; its process would take most of the time of all others.
-    defaults: dict[str, Any] = {"drain_s": 0, "admission_wall_s": 0, "transport": TRANSPORT}
+    defaults: dict[str, Any] = {
+        "drain_s": 0,
+        "admission_wall_s": 0,
+        "transport": TRANSPORT,
+        "workers": WORKERS,
+    }
     settings = InferenceSettings(model_repository=root, **(defaults | flags))
     async with (
         serving_inference(settings) as server,

@@ -22,13 +22,14 @@ from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 from tests.inference.calling import answers, index, infer_request, stub
+from tests.inference.conftest import WORKERS
 
 X = np.zeros((1, 2), "<f4")
 
 
 @asynccontextmanager
 async def serve(root: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    given = InferenceSettings(model_repository=root, drain_s=0, **settings)
+    given = InferenceSettings(model_repository=root, drain_s=0, workers=WORKERS, **settings)
     async with (
         serving_inference(given) as server,
         grpc.aio.insecure_channel(server.address) as channel,

@@ -5,8 +5,6 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ import numpy as np
 import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as pb
-from servery_inference.serving import serving_inference
-from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 from tests.inference.calling import answers, claims, failure, index, infer_request, stub
 from tests.inference.conftest import serve_directory
@@ -26,19 +22,8 @@ READY = ("READY", "")
 UNLOADED = ("UNAVAILABLE", "unloaded")
 
 
-@asynccontextmanager
-async def serve(root: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    given = InferenceSettings(model_repository=root, drain_s=0, admission_wall_s=0, **settings)
-    async with (
-        serving_inference(given) as server,
-        grpc.aio.insecure_channel(server.address) as channel,
-    ):
-        await asyncio.wait_for(server.ready.wait(), 20)
-        yield channel
-
-
 def explicit(root: Path, *names: str, **settings: Any) -> Any:
-    return serve(root, model_control_mode="explicit", load_model=names, **settings)
+    return serve_directory(root, model_control_mode="explicit", load_model=names, **settings)
 
 
 async def load(channel: grpc.aio.Channel, model: str, **parameters: Any) -> None:
@@ -199,7 +184,7 @@ async def test_a_client_of_kserve_names_the_model_in_the_other_field(tmp_path: P
 @pytest.mark.parametrize("mode", ["none", "poll"])
 async def test_load_is_refused_unless_explicit(tmp_path: Path, mode: str) -> None:
     graphs.store(tmp_path, "m", graphs.plus(1))
-    async with serve(tmp_path, model_control_mode=mode) as channel:
+    async with serve_directory(tmp_path, model_control_mode=mode) as channel:
         for call in (load(channel, "m"), unload(channel, "m")):
             error = await failure(call)
             assert error.code is grpc.StatusCode.UNAVAILABLE
@@ -302,7 +287,9 @@ async def test_load_takes_files_instead_of_the_directory(tmp_path: Path) -> None
 
 async def test_polling_sees_new_changed_and_removed_models(tmp_path: Path) -> None:
     graphs.store(tmp_path, "m", graphs.plus(1))
-    async with serve(tmp_path, model_control_mode="poll", repository_poll_secs=0.05) as channel:
+    async with serve_directory(
+        tmp_path, model_control_mode="poll", repository_poll_secs=0.05
+    ) as channel:
         graphs.store(tmp_path, "other", graphs.plus(9))
         graphs.store(tmp_path, "m", graphs.plus(2), 2)
         await until(channel, {("other", "1"): READY, ("m", "2"): READY, ("m", "1"): UNLOADED})

@@ -12,11 +12,12 @@ from servery_inference.object_storage import Mirror
 from servery_inference.settings import InferenceSettings
 from tests.inference import graphs
 from tests.inference.calling import failure, index
-from tests.inference.test_control import READY, UNLOADED, added, load, serve, until
+from tests.inference.conftest import serve_directory
+from tests.inference.test_control import READY, UNLOADED, added, load, until
 
 
 def stored(store: Path, cache: Path, **settings: Any) -> Any:
-    return serve(Path(f"file://{store}"), cache_dir=cache, **settings)
+    return serve_directory(Path(f"file://{store}"), cache_dir=cache, **settings)
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ UNLOADED = ("UNAVAILABLE", "unloaded")
 
 def options(text: str, settings: EngineSettings | None = None, cores: int = 4) -> ModelOptions:
     config = text_format.Parse(text, config_pb.ModelConfig())
-    return ModelOptions.of(config, settings or EngineSettings(), cores)
+    return ModelOptions.of(config, replace(settings or EngineSettings(), cores=cores))
 
 
 def parameter(key: str, value: str) -> str:

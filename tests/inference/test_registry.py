@@ -15,7 +15,13 @@ from servery.inference.v1 import grpc_service_pb2 as pb
 from servery_inference.serving import serving_inference
 from servery_inference.settings import InferenceSettings
 from tests.inference.calling import answers, failure, index, infer_request, stub
-from tests.inference.graphs import external_plus_bundle, plus_bundle
+from tests.inference.conftest import WORKERS
+from tests.inference.graphs import (
+    explained_plus_bundle,
+    external_plus_bundle,
+    parts,
+    plus_bundle,
+)
 from tests.inference.registries import Publisher, RegistryProcess
 
 X = np.zeros((1, 2), "<f4")
@@ -52,6 +58,7 @@ def settings(registry: RegistryProcess, tmp_path: Path) -> InferenceSettings:
         cache_dir=tmp_path / "cache",
         listen=f"unix:{tmp_path}/i.sock",
         drain_s=0,
+        workers=WORKERS,
     )
 
 
@@ -180,6 +187,22 @@ async def test_a_new_version_takes_over_under_load_without_one_failed_request(
     assert changes[0] == "1"
     assert changes[-1] == "2"
     assert len(seen) > 50
+
+
+async def test_a_version_whose_explanations_are_others_never_serves(
+    registry: RegistryProcess, publisher: Publisher, tmp_path: Path
+) -> None:
+    wrong = {**explained_plus_bundle(2), "explain.onnx": parts(11)}
+    await publisher.register(explained_plus_bundle(1), wrong)
+    await publisher.point(1)
+    async with inference(registry, tmp_path) as channel:
+        await publisher.point(2)
+        await until_index_says(channel, publisher.model, "2", "UNAVAILABLE", "explain.onnx")
+        why = infer_request(publisher.model, {"x": X + 1})
+        why.parameters["explain"].bool_param = True
+        response = await stub(channel).ModelInfer(why)
+        assert response.model_version == "1"
+        assert answers(response)["parts"].tolist() == [[10, 10]]
 
 
 async def test_a_version_that_does_not_reproduce_its_golden_rows_never_serves(

@@ -5,7 +5,8 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -19,6 +20,9 @@ from servery_h2.methods import Methods, RawHandler
 from servery_h2.tls import ReloadingTls, TlsFiles
 
 log = logging.getLogger(__name__)
+
+Adopt = Callable[[socket.socket], Awaitable[None]]
+"""Serves a connection that another process accepted."""
 
 _TICK_S: Final = 1.0
 _TLS_CHECK_TICKS: Final = 10
@@ -100,6 +104,29 @@ class Server(grpc.aio.Server):
         """Refuse: the credentials of grpc cannot be read. Use `add_tls_port`."""
         raise TypeError("add_secure_port is not for this server; use add_tls_port")
 
+    def add_adopted_port(self, files: TlsFiles | None = None) -> Adopt:
+        """Return what serves connections that another process accepted, from `start` on.
+
+        What it returns takes a connected socket, and raises `OSError` if TLS with it fails.
+
+        Args:
+            files: For TLS, which are taken up anew when they change; None for no TLS.
+
+        Raises:
+            OSError: A file cannot be read.
+            ssl.SSLError: The files do not fit together.
+        """
+        port = _Port(Bound([], 0), ReloadingTls(files) if files else None)
+        self._ports.append(port)
+
+        async def adopt(connected: socket.socket) -> None:
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(
+                lambda: Connection(self._host, loop), connected, **self._tls_options(port)
+            )
+
+        return adopt
+
     @property
     def num_connections(self) -> int:
         """Connections that are open."""
@@ -120,13 +147,7 @@ class Server(grpc.aio.Server):
         """Accept connections."""
         loop = asyncio.get_running_loop()
         for port in self._ports:
-            tls = {}
-            if port.tls is not None:
-                tls = {
-                    "ssl": port.tls.context,
-                    "ssl_handshake_timeout": self._host.limits.handshake_s,
-                    "ssl_shutdown_timeout": 1.0,
-                }
+            tls = self._tls_options(port)
             for sock in port.bound.sockets:
                 options: dict[str, Any] = {"sock": sock, "backlog": BACKLOG, **tls}
                 create = loop.create_unix_server if port.bound.port == 1 else loop.create_server
@@ -181,6 +202,15 @@ class Server(grpc.aio.Server):
         bound = bind(address, reuse_port=self._reuse_port)
         self._ports.append(_Port(bound, tls))
         return bound.port
+
+    def _tls_options(self, port: _Port) -> dict[str, Any]:
+        if port.tls is None:
+            return {}
+        return {
+            "ssl": port.tls.context,
+            "ssl_handshake_timeout": self._host.limits.handshake_s,
+            "ssl_shutdown_timeout": 1.0,
+        }
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

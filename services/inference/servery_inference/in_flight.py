@@ -1,4 +1,4 @@
-"""How many requests of a tenant or a key are answered at once, by this process.
+"""How many requests of a tenant or a key are answered at once.
 
 The gateway tells the limits with every call, because a quota may change while a token lives.
 """
@@ -17,9 +17,14 @@ _RETRY_AFTER_MS: Final = 100
 
 
 class InFlight:
-    """Counts what is being answered, for owners that have a limit. For one event loop."""
+    """Counts what is being answered, for owners that have a limit. For one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        processes: How many share a limit: each gives an even part of it, rounded up.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self._processes = processes
         self._places: dict[str, int] = {}
 
     @contextmanager
@@ -51,7 +56,7 @@ class InFlight:
         owners = []
         for part in limits.split(","):
             owner, _, limit = part.partition("=")
-            if self._places.get(owner, 0) >= int(limit):
+            if self._places.get(owner, 0) >= -(-int(limit) // self._processes):
                 raise QuotaExceededError(
                     "requests_in_flight",
                     _RETRY_AFTER_MS,

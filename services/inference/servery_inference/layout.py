@@ -96,14 +96,15 @@ def find(root: Path, model: str) -> FoundModel | None:
     except LoadFailedError as error:
         problem = str(error)
     versions: dict[int, Hashable] = {
-        int(entry.name): _stamp(entry)
+        int(entry.name): stamp(entry)
         for entry in folder.iterdir()
         if _is_version(entry.name) and entry.is_dir()
     }
     return FoundModel(folder, versions, config, problem)
 
 
-def _stamp(folder: Path) -> Hashable:
+def stamp(folder: Path) -> Hashable:
+    """Tell the files of a folder from what they were, by their names, sizes and times. Blocks."""
     stamps = []
     for path in sorted(folder.rglob("*")):
         with contextlib.suppress(OSError):  # It is being replaced: the next look sees another one.

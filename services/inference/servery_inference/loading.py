@@ -20,7 +20,6 @@ from servery_inference.accelerators import OptionsUnsupportedError
 from servery_inference.batcher import Batcher
 from servery_inference.budget import BudgetedExecutor, MemoryLedger, ThreadBudget
 from servery_inference.bundle import Bundle
-from servery_inference.cores import usable_cores
 from servery_inference.costs import Costs
 from servery_inference.engine import LoadFailedError
 from servery_inference.ensemble_members import Lease
@@ -103,7 +102,7 @@ class Loader:
         graphs: GraphCache | None = None,
     ) -> Iterator[Self]:
         """Hold the threads that load and run for the length of the block."""
-        with _threads(usable_cores()) as threads:
+        with _threads(settings.cores) as threads:
             ledger = MemoryLedger(memory_limit_bytes)
             room, cache = Room(max_waiting_requests), ResponseCache(response_cache_bytes)
             yield cls(settings, ledger, room, cache, threads, sandbox, limiter, tracing, graphs)

@@ -135,18 +135,22 @@ class RepositoryCollector:
 
 
 @contextmanager
-def exported(repository: Repository, registry: CollectorRegistry) -> Iterator[None]:
-    """Export the metrics of `repository` and of the machine for the length of the block."""
-    with GpuCollector.open() as gpus:
-        collectors: list[Collector] = [RepositoryCollector(repository), HostCollector()]
-        collectors += [gpus] if gpus else []
+def exported(registry: CollectorRegistry, *collectors: Collector) -> Iterator[None]:
+    """Export what `collectors` give for the length of the block."""
+    for collector in collectors:
+        registry.register(collector)
+    try:
+        yield
+    finally:
         for collector in collectors:
-            registry.register(collector)
-        try:
-            yield
-        finally:
-            for collector in collectors:
-                registry.unregister(collector)
+            registry.unregister(collector)
+
+
+@contextmanager
+def machine_collectors() -> Iterator[Sequence[Collector]]:
+    """Give what tells about the machine, for the length of the block."""
+    with GpuCollector.open() as gpus:
+        yield [HostCollector(), *([gpus] if gpus else [])]
 
 
 def _failures(servables: Sequence[Servable]) -> Metric:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Self
 
 import onnxruntime as ort
@@ -37,6 +37,9 @@ class EngineSettings:
 
     auto_max_batch_size: int = 8192
     """`max_batch_size` of models that can batch and do not say how much; 0: they do not batch."""
+
+    cores: int = field(default_factory=usable_cores)
+    """What the models may use together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +84,15 @@ class ModelOptions:
         return max(self.intra_op_threads, self.inter_op_threads if self.parallel else 1)
 
     @classmethod
-    def of(cls, config: pb.ModelConfig, settings: EngineSettings, cores: int | None = None) -> Self:
+    def of(cls, config: pb.ModelConfig, settings: EngineSettings) -> Self:
         """Read a config, complete or not.
 
-        More threads than `cores` (by default what this process may use) are not given.
+        More threads than there are cores are not given.
 
         Raises:
             OptionsUnsupportedError: It asks for what is not there, or contradicts itself.
         """
-        cores = cores or usable_cores()
+        cores = settings.cores
         provider, device_ids, count = _placement(config, settings)
         intra = _threads(config, "intra_op_thread_count", settings.intra_op_threads, cores)
         inter = _threads(config, "inter_op_thread_count", 1, cores)

@@ -8,8 +8,7 @@ from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, Self
@@ -19,12 +18,12 @@ import grpc
 
 from servery.registry.v1 import registry_pb2 as pb
 from servery.registry.v1 import registry_pb2_grpc as pb_grpc
+from servery_inference.backoff import waits
 from servery_inference.bundle import Bundle
 from servery_inference.cache import BundleCache, BundleFile, BundleSpec
 from servery_inference.engine import LoadFailedError
-from servery_inference.loading import Loader
 from servery_inference.model_config import read_config
-from servery_inference.repository import Repository
+from servery_inference.repository import Repository, ServableLoader
 from servery_inference.world import Remembered, World
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ModelName, VersionName
@@ -55,7 +54,11 @@ class RegistrySource:
     """Keeps a repository as the registry wants it. For one event loop."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, cache: BundleCache, repository: Repository, loader: Loader
+        self,
+        channel: grpc.aio.Channel,
+        cache: BundleCache,
+        repository: Repository,
+        loader: ServableLoader,
     ) -> None:
         self.informed = asyncio.Event()
         """Set once it is known what to serve: from the registry, or from before."""
@@ -73,7 +76,7 @@ class RegistrySource:
     @classmethod
     @asynccontextmanager
     async def following(
-        cls, address: str, cache: BundleCache, repository: Repository, loader: Loader
+        cls, address: str, cache: BundleCache, repository: Repository, loader: ServableLoader
     ) -> AsyncIterator[Self]:
         """Follow the registry at `address` for the length of the block."""
         async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
@@ -92,11 +95,11 @@ class RegistrySource:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self) -> None:
-        waits = _waits()
+        pauses = waits()
         while True:
             try:
                 async for _ in self._events():
-                    waits = _waits()
+                    pauses = waits()
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                     self._resume_token = ""  # It has forgotten; begin again.
@@ -104,7 +107,7 @@ class RegistrySource:
             except Exception:
                 self._resume_token = ""
                 log.exception("unhandled error while watching the registry")
-            await asyncio.sleep(next(waits))
+            await asyncio.sleep(next(pauses))
 
     async def _events(self) -> AsyncIterator[None]:
         request = pb.WatchModelsRequest(parent=_ALL_TENANTS, resume_token=self._resume_token)
@@ -152,7 +155,7 @@ class RegistrySource:
 
     async def _download(self, spec: BundleSpec) -> None:
         for file in spec.files:
-            waits = _waits()
+            pauses = waits()
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
                     await self._read(spec, file)
@@ -168,7 +171,7 @@ class RegistrySource:
                             f"the registry does not send {file.path} ({error.code().name}); it is"
                             " asked again soon"
                         ) from None
-                await asyncio.sleep(next(waits))
+                await asyncio.sleep(next(pauses))
 
     async def _read(self, spec: BundleSpec, file: BundleFile) -> None:
         path, size = await asyncio.to_thread(self._cache.partial_file, spec, file)
@@ -244,11 +247,3 @@ def _taken(world: World, response: pb.WatchModelsResponse) -> ModelName | None:
     except FieldInvalidError as error:
         log.error("the registry announces something malformed, which is ignored: %s", error)
         return None
-
-
-def _waits() -> Iterator[float]:
-    """Seconds to wait before each next attempt: longer every time, and not all processes alike."""
-    wait = 0.1
-    while True:
-        yield wait * random.uniform(0.7, 1.0)  # noqa: S311  spreads load, keeps no secret
-        wait = min(wait * 2, 5.0)

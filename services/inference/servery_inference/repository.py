@@ -6,12 +6,12 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from servery.errors.v1 import error_reason_pb2 as reasons
+from servery_inference.bundle import Bundle
 from servery_inference.engine import LoadFailedError
-from servery_inference.ensemble_members import Members
-from servery_inference.loading import Loader
+from servery_inference.ensemble_members import Lease, Members
 from servery_inference.model_line import Fetch, ModelLine, Version
 from servery_inference.request import shown
 from servery_inference.rollout import State, next_step
@@ -19,6 +19,7 @@ from servery_inference.servable import Servable
 from servery_inference.version_text import parse_version
 from servery_rpc.errors import ServeryError
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -48,13 +49,26 @@ class IndexEntry:
     reason: str = ""
 
 
+class ServableLoader(Protocol):
+    """Makes servables out of bundles; `Loader` is one."""
+
+    async def load(self, model: str, version: int, bundle: Bundle, lease: Lease) -> Servable:
+        """See `Loader.load`."""
+
+    def release(self, servable: Servable) -> None:
+        """See `Loader.release`."""
+
+    async def quietly(self, work: Callable[[], T]) -> T:
+        """See `Loader.quietly`."""
+
+
 class Repository:
     """All models by their names on the wire. For one event loop.
 
     Use it as a context manager: on leaving, loads that run are abandoned.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: ServableLoader) -> None:
         self._loader = loader
         self._models: dict[str, ModelLine] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -212,6 +226,12 @@ class Repository:
             for version in list(model.versions.values())
             if version.servable is not None
         ]
+
+    def lines(self) -> Iterator[tuple[str, int, Mapping[int, Servable]]]:
+        """Yield of every model its name, the current version (0: none), and what answers."""
+        for name, line in self._models.items():
+            found = {number: line.find(number) for number in line.ready()}
+            yield name, line.current, {n: servable for n, servable in found.items() if servable}
 
     def index(self) -> list[IndexEntry]:
         """List every version that was ever wanted, and the models of which none was."""

@@ -51,6 +51,11 @@ class InferenceSettings(ServerSettings):
         "fast: Servery's own HTTP/2 server; or grpcio, which costs up to ten times as much a call",
         "fast",
     )
+    workers: int = option(
+        "processes that answer calls, on the same port; each loads every model, and gets an even"
+        " share of cores, memory limits and places in flight. Needs --transport fast",
+        1,
+    )
     http_port: int | None = option(
         "loopback port for the same service over HTTP; 0 picks a free one; unset: none", None
     )
@@ -164,10 +169,19 @@ class InferenceSettings(ServerSettings):
             raise ValueError(
                 f"execution_provider must be cpu or cuda, not {self.execution_provider!r}"
             )
-        if not 1 <= self.intra_op_threads <= usable_cores():
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if not 1 <= self.intra_op_threads <= self.cores:
             raise ValueError(
-                f"intra_op_threads must be 1 to {usable_cores()}, the cores this process may use,"
+                f"intra_op_threads must be 1 to {self.cores}, the cores that each process may use,"
                 f" not {self.intra_op_threads}"
+            )
+        if self.workers > 1 and self.transport != "fast":
+            raise ValueError(f"{self.workers} workers need transport fast, not {self.transport}")
+        if self.workers > 1 and self.rate_limit != OFF:
+            raise ValueError(
+                f"rate_limit {self.rate_limit} counts the runs of one process: it needs workers 1,"
+                f" not {self.workers}"
             )
 
         if self.admission_wall_s < 0:
@@ -222,10 +236,20 @@ class InferenceSettings(ServerSettings):
         return self.http_listen if self.http_port is None else f"127.0.0.1:{self.http_port}"
 
     @property
+    def cores(self) -> int:
+        """How many of them each process may use."""
+        return max(1, usable_cores() // self.workers)
+
+    def share(self, total: int) -> int:
+        """Return the part that each process gets of what all may use together, rounded up."""
+        return -(-total // self.workers)
+
+    @property
     def engine(self) -> EngineSettings:
         """How sessions run."""
         return EngineSettings(
             "cuda" if self.execution_provider == "cuda" else "cpu",
             self.intra_op_threads,
             self.auto_max_batch_size,
+            self.cores,
         )

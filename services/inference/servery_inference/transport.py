@@ -1,13 +1,16 @@
 """What carries the calls of the inference process: grpcio, or Servery's own HTTP/2 server."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from servery_rpc.interceptor import ServeryInterceptor
 from servery_rpc.server import GrpcioTransport, Transport
 from servery_rpc.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from servery_h2 import TlsFiles
 
 _INT32_MAX: Final = (1 << 31) - 1
 _WINDOW_BYTES: Final = 64 << 20
@@ -33,14 +36,21 @@ class FastTransport:
 
     def bind(self, server: Any, settings: ServerSettings) -> int:
         """See `Transport`."""
-        if settings.tls_certificate and settings.tls_key:
-            from servery_h2 import TlsFiles
-
-            files = TlsFiles(settings.tls_certificate, settings.tls_key)
+        files = tls_files(settings)
+        if files is not None:
             port: int = server.add_tls_port(settings.listen, files)
         else:
             port = server.add_insecure_port(settings.listen)
         return port
+
+
+def tls_files(settings: ServerSettings) -> "TlsFiles | None":
+    """Return the files with which `servery_h2` does TLS; None to do without."""
+    if not (settings.tls_certificate and settings.tls_key):
+        return None
+    from servery_h2 import TlsFiles
+
+    return TlsFiles(settings.tls_certificate, settings.tls_key)
 
 
 TRANSPORTS: Final[Mapping[str, Callable[[], Transport]]] = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from servery_rpc.interceptor import request_id, trace_id
 from servery_rpc.settings import ServerSettings, load
@@ -53,6 +53,7 @@ def run_process(
     run: Callable[[S], Coroutine[Any, Any, None]],
     argv: Sequence[str] | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    registry: CollectorRegistry = REGISTRY,
 ) -> int:
     """Be the `main` of a server process; return its exit status.
 
@@ -65,13 +66,14 @@ def run_process(
         run: Serves until `stop_requested` returns.
         argv: Its arguments; None means those of this process.
         loop_factory: Makes its event loop; None means asyncio's own.
+        registry: The metrics that it exports.
     """
     stop_with_parent()
     settings = load(settings_class, prefix, argv, os.environ)
     log_to_stderr(settings.log_level)
     try:
         if settings.metrics_port is not None:
-            server, _ = start_http_server(settings.metrics_port, addr="127.0.0.1")
+            server, _ = start_http_server(settings.metrics_port, "127.0.0.1", registry)
             log.info("metrics on http://127.0.0.1:%s/metrics", server.server_port)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(run(settings))
@@ -90,12 +92,15 @@ async def stop_requested() -> None:
     await stop.wait()
 
 
-def stop_with_parent() -> None:
+def stop_with_parent(*, unasked: bool = False) -> None:
     """Get SIGTERM when the parent process dies, if it asked for that.
 
     `servery up` sets the variable, so that nothing it started outlives it, not even a kill -9.
     Lasts over `exec`. Linux only; elsewhere it does nothing.
+
+    Args:
+        unasked: Get it whether the parent asked for it or not.
     """
-    if os.environ.get("SERVERY_STOP_WITH_PARENT") and sys.platform == "linux":
+    if (unasked or os.environ.get("SERVERY_STOP_WITH_PARENT")) and sys.platform == "linux":
         pr_set_pdeathsig = 1  # <linux/prctl.h>
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

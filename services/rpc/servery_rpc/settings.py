@@ -175,6 +175,19 @@ def load(cls: type[S], prefix: str, argv: Sequence[str] | None, env: Mapping[str
         parser.error(str(error))
 
 
+def arguments(settings: ServerSettings) -> list[str]:
+    """Return the arguments from which `load` makes the same settings, for a process of the same."""
+    flags = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value == field.default:
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            text = str(each).lower() if isinstance(each, bool) else str(each)
+            flags.append(f"--{field.name.replace('_', '-')}={text}")
+    return flags
+
+
 def _is_tuple(hint: Any) -> bool:
     return typing.get_origin(hint) is tuple
 

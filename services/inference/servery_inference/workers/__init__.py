@@ -1,0 +1,1 @@
+"""Several processes behind one address, which answer as one server would."""
