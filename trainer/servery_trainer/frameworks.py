@@ -5,11 +5,14 @@ evaluation of the graph) is the same for each of them.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Final, Protocol
 
 import onnx
 from numpy.typing import NDArray
 
+from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.errors import FieldInvalidError
 from servery_trainer.checkpoints import Arrays
 from servery_trainer.hyperparameters import Training
 from servery_trainer.networks import Family
@@ -124,8 +127,31 @@ class Framework(Protocol):
         """Join networks that `build` returned to what they were fitted on."""
 
 
-def load() -> Framework:
+_INSTALLED_AS: Final = {
+    pb.FRAMEWORK_KERAS: ("tensorflow", "trainer"),
+    pb.FRAMEWORK_PYTORCH: ("torch", "trainer-pytorch"),
+}
+"""The module that tells whether a framework is there, and the extra that brings it."""
+
+
+def require(framework: pb.Framework.ValueType, field: str) -> None:
+    """Refuse a framework that is not installed, without importing it.
+
+    Raises:
+        FieldInvalidError: It is not; names `field` and the extra to install.
+    """
+    module, extra = _INSTALLED_AS[framework]
+    if find_spec(module) is None:
+        rule = f"be another one, or the trainer be installed with the extra `{extra}`"
+        raise FieldInvalidError(field, pb.Framework.Name(framework), rule)
+
+
+def load(framework: pb.Framework.ValueType) -> Framework:
     """Import the library, which takes seconds, and return the port to it."""
+    if framework == pb.FRAMEWORK_PYTORCH:
+        from servery_trainer.pytorch_framework.framework import PyTorch
+
+        return PyTorch()
     from servery_trainer.keras_framework.framework import Keras
 
     return Keras()

@@ -73,7 +73,7 @@ def run(
     Raises:
         ServeryError: The job failed for a reason its creator can act on.
     """
-    framework = frameworks.load()
+    framework = frameworks.load(spec.framework)
     framework.configure(threads)
     libraries = bundle.libraries(framework.libraries())
 

@@ -7,8 +7,9 @@ from typing import Final
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName, VersionName
+from servery_trainer.fields import known
 from servery_trainer.hyperparameters import BATCH_SIZE, Optimization, Training
-from servery_trainer.networks import Family, parse_family
+from servery_trainer.networks import Custom, Family, parse_family
 from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.sequence_tasks import ForecastTask, SequenceTask
 from servery_trainer.split import SplitPolicy
@@ -29,6 +30,7 @@ class Spec:
     optimization: Optimization
     model: ModelName
     alias: AliasName | None
+    framework: training_pb2.Framework.ValueType = training_pb2.FRAMEWORK_KERAS
     base_version: VersionName | AliasName | None = None
     """Where to start from; of a job that was created a version."""
 
@@ -42,6 +44,7 @@ class Spec:
             publication=training_pb2.Publication(
                 model=str(self.model), alias=self.alias.alias if self.alias else ""
             ),
+            framework=self.framework,
             base_version=str(self.base_version or ""),
         )
         getattr(spec, self.task.name).CopyFrom(self.task.to_proto())
@@ -75,17 +78,30 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
     if isinstance(task, RecommendationTask) and spec.base_version:
         rule = "be empty: what is recommended follows from who took what, so train it anew"
         raise FieldInvalidError(f"{ROOT}.base_version", spec.base_version, rule)
+    family = parse_family(spec, task, ROOT)
     return Spec(
         dataset=dataset,
         task=task,
-        family=parse_family(spec, task, ROOT),
+        family=family,
         split=split,
         training=training,
         optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
         model=model,
         alias=alias,
+        framework=_framework(spec, family),
         base_version=_base_version(spec.base_version),
     )
+
+
+def _framework(spec: training_pb2.TrainingSpec, family: Family) -> training_pb2.Framework.ValueType:
+    field = f"{ROOT}.framework"
+    framework = training_pb2.Framework.ValueType(
+        known(spec.framework, training_pb2.Framework, field)
+    )
+    if isinstance(family, Custom) and framework != training_pb2.FRAMEWORK_KERAS:
+        rule = "be FRAMEWORK_KERAS: a custom family builds a network of Keras"
+        raise FieldInvalidError(field, training_pb2.Framework.Name(framework), rule)
+    return framework
 
 
 def _base_version(text: str) -> VersionName | AliasName | None:

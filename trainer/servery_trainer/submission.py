@@ -13,6 +13,7 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.identity import Caller
 from servery_rpc.names import AliasName, TenantName, TrainingJobName, VersionName
+from servery_trainer import frameworks
 from servery_trainer.base_version import BaseVersion, Versions
 from servery_trainer.custom_code import CustomCodePolicy
 from servery_trainer.dataset_store import DatasetStore
@@ -178,6 +179,7 @@ class Submissions:
             ServeryError: As `create`.
         """
         self._custom_code.require(spec.dataset.tenant, spec.to_proto())
+        frameworks.require(spec.framework, f"{ROOT}.framework")
         dataset = await asyncio.to_thread(self._datasets.get, spec.dataset)
         if dataset.format not in spec.task.dataset_formats:
             names = map(_format_name, sorted(spec.task.dataset_formats))

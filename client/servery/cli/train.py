@@ -59,6 +59,13 @@ class Family(StrEnum):
     TWO_TOWER = "two_tower"
 
 
+class Framework(StrEnum):
+    """Which library."""
+
+    KERAS = "keras"
+    PYTORCH = "pytorch"
+
+
 def train(
     context: typer.Context,
     files: Annotated[
@@ -137,6 +144,7 @@ def train(
         Family | None,
         typer.Option(help="Default: dense for tables and texts, convolutional for images."),
     ] = None,
+    framework: Annotated[Framework, typer.Option(help="Library to train it with.")] = Framework.KERAS,
     fields: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,6 +184,7 @@ def train(
                 seed=seed,
             ),
             split=pb.Split(method=split.method, column=split_column),
+            framework=pb.Framework.Value(f"FRAMEWORK_{framework.name}"),
             publication=pb.Publication(model=servery.models.name(model), alias=alias),
         )
         gaps = pb.MissingPolicy.Value(f"MISSING_POLICY_{missing.name}")

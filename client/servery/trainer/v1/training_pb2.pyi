@@ -187,6 +187,36 @@ RECURRENT_CELL_GRU: RecurrentCell.ValueType  # 2
 """Gated recurrent unit (Cho et al., 2014)."""
 Global___RecurrentCell: _TypeAlias = RecurrentCell  # noqa: Y015
 
+class _Framework:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FrameworkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Framework.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FRAMEWORK_UNSPECIFIED: _Framework.ValueType  # 0
+    """Same as KERAS."""
+    FRAMEWORK_KERAS: _Framework.ValueType  # 1
+    """Keras on TensorFlow; a trainer installed with the extra `trainer` has it."""
+    FRAMEWORK_PYTORCH: _Framework.ValueType  # 2
+    """PyTorch, on the CPU; a trainer installed with the extra `trainer-pytorch` has it. Not for custom
+    families.
+    """
+
+class Framework(_Framework, metaclass=_FrameworkEnumTypeWrapper):
+    """A library that networks are built, trained and converted with. Every family but a custom one is
+    the same network in each; the weights it comes to are not.
+    """
+
+FRAMEWORK_UNSPECIFIED: Framework.ValueType  # 0
+"""Same as KERAS."""
+FRAMEWORK_KERAS: Framework.ValueType  # 1
+"""Keras on TensorFlow; a trainer installed with the extra `trainer` has it."""
+FRAMEWORK_PYTORCH: Framework.ValueType  # 2
+"""PyTorch, on the CPU; a trainer installed with the extra `trainer-pytorch` has it. Not for custom
+families.
+"""
+Global___Framework: _TypeAlias = Framework  # noqa: Y015
+
 class _Optimizer:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -545,10 +575,13 @@ class TrainingSpec(_message.Message):
     TRAINING_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
     OPTIMIZATION_FIELD_NUMBER: _builtins.int
+    FRAMEWORK_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """Required. `tenants/{tenant}/datasets/{dataset}`, of the same tenant as the job."""
+    framework: Global___Framework.ValueType
+    """The library to train it with."""
     base_version: _builtins.str
     """Start from the weights of this version instead of random ones, behind its preprocessing as it
     is: `tenants/{tenant}/models/{model}/versions/{version}`, of the same tenant as the job, which
@@ -684,12 +717,13 @@ class TrainingSpec(_message.Message):
         training: Global___Training | None = ...,
         publication: Global___Publication | None = ...,
         optimization: Global___Optimization | None = ...,
+        framework: Global___Framework.ValueType = ...,
         base_version: _builtins.str = ...,
         explanation: Global___Explanation | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "custom", b"custom", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "framework", b"framework", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower", "custom"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
