@@ -1,4 +1,4 @@
-"""Keeps what the platform shows and signs with fresh: certificate and signing keys."""
+"""Keeps what the platform shows, trusts and signs with fresh."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
-from servery_gateway.certificate import CertificateFiles
+from servery_gateway.operator_files import OperatorFiles
 from servery_gateway.signing_keys import SigningKeys
 from servery_rpc.errors import ServeryError
 
@@ -17,16 +17,16 @@ _LOOK_EVERY_S: Final = 1.0
 
 async def renew_credentials(
     keys: SigningKeys,
-    certificate: CertificateFiles | None,
+    files: OperatorFiles,
     refresh: Callable[[], Awaitable[None]],
     now: Callable[[], datetime],
 ) -> None:
-    """Renew keys in time and the certificate when its files change, until cancelled.
+    """Renew keys in time and the rest when its files change, until cancelled.
 
     Args:
         keys: What tokens are signed with.
-        certificate: What clients are shown; None: nothing.
-        refresh: Returns once the data plane works by `keys` and `certificate`.
+        files: What clients are shown, and whom the operator knows.
+        refresh: Returns once the data plane works by `keys` and `files`.
         now: Returns the time.
     """
     due = False
@@ -36,8 +36,7 @@ async def renew_credentials(
             due |= await asyncio.to_thread(keys.renew, now())
         except OSError as error:
             log.error("signing keys cannot be renewed: %s", error)
-        if certificate is not None:
-            due |= await asyncio.to_thread(certificate.reload)
+        due |= await asyncio.to_thread(files.reload)
         if not due:
             continue
         try:

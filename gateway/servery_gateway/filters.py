@@ -109,7 +109,7 @@ def authentication(
         methods: Every RPC there is.
         jwks: The public keys that our tokens are verified with, as JSON Web Keys.
         known: Who else may call.
-        issuer_jwks: Name to public keys of the issuers whose keys are known.
+        issuer_jwks: URL to public keys of the issuers whose keys are known.
     """
     ours = {
         **_provider(ISSUER, [AUDIENCE], jwks),
@@ -118,11 +118,11 @@ def authentication(
     }
     theirs = {
         f"issuer-{issuer.name}": {
-            **_provider(issuer.url, issuer.audiences, issuer_jwks[issuer.name]),
+            **_provider(issuer.url, issuer.audiences, issuer_jwks[issuer.url]),
             "payload_in_metadata": issuer.claims_key,
         }
         for issuer in known.identities.issuers
-        if issuer.name in issuer_jwks
+        if issuer.url in issuer_jwks
     }
     providers = {"servery": ours, **theirs}
     requires: list[Mapping[str, Any]] = [{"provider_name": name} for name in providers]

@@ -1,6 +1,7 @@
 """The keys that OIDC issuers sign with, fetched again and again."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import logging
@@ -50,13 +51,18 @@ class IssuerKeys:
     """The public keys of issuers, as JSON Web Keys. Used by one thread at a time; `fetch` blocks.
 
     Args:
-        issuers: Whose.
+        issuers: Returns whose.
     """
 
-    def __init__(self, issuers: Sequence[Issuer]) -> None:
+    def __init__(self, issuers: Callable[[], Sequence[Issuer]]) -> None:
         self._issuers = issuers
+        self._asked = asyncio.Event()
         self.jwks: Mapping[str, Jwks] = {}
-        """Name of the issuer to its keys; those of which none are known are absent."""
+        """URL of the issuer to its keys; those of which none are known are absent."""
+
+    def ask(self) -> None:
+        """Let `follow` fetch now."""
+        self._asked.set()
 
     def fetch(self) -> tuple[bool, bool]:
         """Ask every issuer; what cannot be asked now keeps the keys it had.
@@ -64,10 +70,12 @@ class IssuerKeys:
         Returns:
             Whether `jwks` is another, and whether every issuer answered.
         """
-        found, complete = dict(self.jwks), True
-        for issuer in self._issuers:
+        issuers = self._issuers()
+        urls = {issuer.url for issuer in issuers}
+        found, complete = {url: keys for url, keys in self.jwks.items() if url in urls}, True
+        for issuer in issuers:
             try:
-                found[issuer.name] = fetch_keys(issuer)
+                found[issuer.url] = fetch_keys(issuer)
             except IssuerUnavailableError as error:
                 complete = False
                 log.error("the keys of issuer %s are not renewed: %s", issuer.name, error)
@@ -80,10 +88,9 @@ class IssuerKeys:
         Args:
             refresh: Returns once the data plane works by `jwks`.
         """
-        if not self._issuers:
-            return
         due = False
         while True:
+            self._asked.clear()
             changed, complete = await asyncio.to_thread(self.fetch)
             due |= changed
             if due:
@@ -92,7 +99,9 @@ class IssuerKeys:
                     due = False
                 except ServeryError as error:
                     log.error("new keys of issuers are not in force: %s", error)
-            await asyncio.sleep(FETCH_EVERY_S if complete else _FETCH_AGAIN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FETCH_EVERY_S if complete else _FETCH_AGAIN_S):
+                    await self._asked.wait()
 
 
 def fetch_keys(issuer: Issuer) -> Jwks:

@@ -14,6 +14,7 @@ from servery_gateway.snapshot import Resource
 
 LISTENER_NAME: Final = "public"
 CERTIFICATE_NAME: Final = "public"
+CLIENT_CA_NAME: Final = "client-ca"
 
 _WINDOW_BYTES: Final = 64 << 20
 """Largest first message of an inference call: it is held in memory until its model is known."""
@@ -28,7 +29,7 @@ def public_listener(
     methods: Sequence[Method],
     *,
     tls: bool,
-    client_ca: str | None,
+    asks_clients: bool,
 ) -> Resource:
     """Return the listener.
 
@@ -36,7 +37,8 @@ def public_listener(
         address: Where it listens.
         methods: Every RPC there is; no other is let through.
         tls: Whether it shows the certificate `CERTIFICATE_NAME`.
-        client_ca: What the certificates of clients that have one are checked against, as PEM.
+        asks_clients: Whether the certificates of clients that have one are checked against
+            `CLIENT_CA_NAME`.
     """
     chain: dict[str, Any] = {
         "filters": [typed("envoy.http_connection_manager", _connection_manager(methods))]
@@ -53,8 +55,13 @@ def public_listener(
                         {"name": CERTIFICATE_NAME, "sds_config": ADS}
                     ],
                     **(
-                        {"validation_context": {"trusted_ca": {"inline_string": client_ca}}}
-                        if client_ca
+                        {
+                            "validation_context_sds_secret_config": {
+                                "name": CLIENT_CA_NAME,
+                                "sds_config": ADS,
+                            }
+                        }
+                        if asks_clients
                         else {}
                     ),
                 },

@@ -68,12 +68,13 @@ class GatewaySettings(ServerSettings):
     public_tls_key: Path | None = option("PEM file with the key of that certificate", None)
 
     public_client_ca: Path | None = option(
-        "PEM file that the certificates of clients are checked against; unset: none are asked for",
+        "PEM file that the certificates of clients are checked against, read again when it changes;"
+        " unset: none are asked for",
         None,
     )
     identities: Path | None = option(
         "TOML file that gives tenants and permissions to who an OIDC issuer or a client certificate"
-        " vouches for; see docs/guides/access.md",
+        " vouches for, read again when it changes; see docs/guides/access.md",
         None,
     )
 

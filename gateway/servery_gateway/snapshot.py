@@ -82,8 +82,8 @@ class Snapshot:
                     yield ROUTES, part["route_config_name"]
                 if "config_discovery" in part:
                     yield EXTENSION, part["name"]
-                for config in part.get("tls_certificate_sds_secret_configs", ()):
-                    yield SECRET, config["name"]
+                if "sds_config" in part:
+                    yield SECRET, part["name"]
         for routes in self.resources.get(ROUTES, {}).values():
             for part in _parts(routes):
                 if "cluster" in part:

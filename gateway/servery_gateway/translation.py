@@ -13,6 +13,7 @@ from servery_gateway.issuers import Jwks
 from servery_gateway.limits import DENIED_NAME, RATES_NAME, Rates, deny, rate_limits
 from servery_gateway.listener import (
     CERTIFICATE_NAME,
+    CLIENT_CA_NAME,
     LISTENER_NAME,
     public_listener,
 )
@@ -72,7 +73,7 @@ class GatewayState:
     """Who may call without a key, and who may have how much in flight."""
 
     issuer_jwks: Mapping[str, Jwks] = field(default_factory=dict)
-    """Name to public keys of the OIDC issuers whose keys are known."""
+    """URL to public keys of the OIDC issuers whose keys are known."""
 
     client_ca: str | None = None
     """What client certificates are checked against, as PEM; None: nobody is asked for one."""
@@ -106,7 +107,7 @@ def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
                 for name, addresses in clusters.items()
                 if not _needs_dns(addresses)
             },
-            SECRET: {CERTIFICATE_NAME: _secret(certificate)} if certificate else {},
+            SECRET: _secrets(certificate, state.client_ca),
             EXTENSION: {
                 AUTHENTICATION_NAME: authentication(
                     methods, state.jwks, state.callers, state.issuer_jwks
@@ -117,7 +118,10 @@ def translate(state: GatewayState, methods: Sequence[Method]) -> Snapshot:
             },
             LISTENER: {
                 LISTENER_NAME: public_listener(
-                    state.public, methods, tls=certificate is not None, client_ca=state.client_ca
+                    state.public,
+                    methods,
+                    tls=certificate is not None,
+                    asks_clients=state.client_ca is not None,
                 )
             },
             ROUTES: {
@@ -213,11 +217,19 @@ def _needs_dns(addresses: Sequence[Address]) -> bool:
     return any(isinstance(address, HostAddress) and not address.is_ip for address in addresses)
 
 
-def _secret(certificate: Certificate) -> Resource:
-    return {
-        "name": CERTIFICATE_NAME,
-        "tls_certificate": {
-            "certificate_chain": {"inline_string": certificate.chain},
-            "private_key": {"inline_string": certificate.key},
-        },
-    }
+def _secrets(certificate: Certificate | None, client_ca: str | None) -> Mapping[str, Resource]:
+    secrets: dict[str, Resource] = {}
+    if certificate is not None:
+        secrets[CERTIFICATE_NAME] = {
+            "name": CERTIFICATE_NAME,
+            "tls_certificate": {
+                "certificate_chain": {"inline_string": certificate.chain},
+                "private_key": {"inline_string": certificate.key},
+            },
+        }
+    if client_ca is not None:
+        secrets[CLIENT_CA_NAME] = {
+            "name": CLIENT_CA_NAME,
+            "validation_context": {"trusted_ca": {"inline_string": client_ca}},
+        }
+    return secrets

@@ -40,11 +40,11 @@ class Authority:
     certificate: x509.Certificate
 
     @classmethod
-    def new(cls) -> Self:
+    def new(cls, name: str = "authority") -> Self:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         ca = x509.BasicConstraints(ca=True, path_length=0)
-        builder = _builder(name, name, key.public_key()).add_extension(ca, critical=True)
+        builder = _builder(subject, subject, key.public_key()).add_extension(ca, critical=True)
         return cls(key, builder.sign(key, hashes.SHA256()))
 
     @property

@@ -126,7 +126,9 @@ CLUSTERED = GatewayState(
             ),
         ),
     ),
-    issuer_jwks={"company": ({"kty": "RSA", "kid": "1", "n": "AQAB", "e": "AQAB"},)},
+    issuer_jwks={
+        "https://login.example.org": ({"kty": "RSA", "kid": "1", "n": "AQAB", "e": "AQAB"},)
+    },
     client_ca="CA",
 )
 
