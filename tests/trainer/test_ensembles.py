@@ -34,9 +34,9 @@ def test_sizes_out_of_range_are_refused(size: int) -> None:
 
 def test_weights_of_all_networks_count() -> None:
     family = Dense(hidden_units=(4096, 4096), dropout=0)
-    check_size(family, 1, (4096,), 2)
+    check_size((family,), (4096,), 2)
     with pytest.raises(FieldInvalidError):
-        check_size(family, 10, (4096,), 2)
+        check_size((family,) * 10, (4096,), 2)
 
 
 def test_trainings_that_share_a_directory_keep_apart(tmp_path: Path) -> None:

@@ -182,6 +182,9 @@ class BaseVersion:
         if ours != theirs:
             rule = f"be {theirs}, the number of networks of the base version"
             raise FieldInvalidError(f"{ROOT}.training.ensemble_size", ours, rule)
+        if spec.members != self.spec.members:
+            rule = "be those of the base version"
+            raise FieldInvalidError(f"{ROOT}.training.members", len(spec.members), rule)
         _require_no_new_preprocessing(spec, self.spec)
         given = {
             name: (datatype(values.dtype), [-1, *values.shape[1:]])

@@ -124,26 +124,13 @@ def load_examples(spec: Spec, path: Path) -> Examples:
     rows.target.check()
     if isinstance(task, TextTask):  # the most it may become: the words are yet to be learned
         width = task.vocabulary_size if isinstance(spec.family, Dense) else task.max_tokens
-        check_size(
-            spec.family,
-            spec.training.ensemble_size,
-            (width,),
-            rows.target.width,
-            task.vocabulary_size + FIRST_WORD,
-        )
+        vocabulary = task.vocabulary_size + FIRST_WORD
+        check_size(spec.networks, (width,), rows.target.width, vocabulary)
     elif isinstance(rows.target, Interactions):
         _check_k(rows.target)
-        check_size(
-            spec.family,
-            spec.training.ensemble_size,
-            (1,),
-            rows.target.width,
-            rows.target.user_count + 1,
-        )
+        check_size(spec.networks, (1,), rows.target.width, rows.target.user_count + 1)
     else:
-        check_size(
-            spec.family, spec.training.ensemble_size, _feature_shape(rows), rows.target.width
-        )
+        check_size(spec.networks, _feature_shape(rows), rows.target.width)
     return Examples(
         inputs=rows.inputs,
         types=rows.types,

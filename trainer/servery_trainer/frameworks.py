@@ -66,7 +66,7 @@ class Learner(Protocol):
 
 
 class Answering(Protocol):
-    """Trained networks from features to answers, the means of them if there are several."""
+    """Trained networks from features to answers, those of several as one."""
 
     def predict(self, features: FloatArray) -> FloatArray:
         """Return the answers to one batch."""
@@ -123,8 +123,16 @@ class Framework(Protocol):
             values: `Target.values`: looked at for their shape and type alone.
         """
 
-    def answering(self, networks: Sequence[Any], objective: Objective) -> Answering:
-        """Join networks that `build` returned to what they were fitted on."""
+    def answering(
+        self, networks: Sequence[Any], objective: Objective, weights: FloatArray | None = None
+    ) -> Answering:
+        """Join networks that `build` returned to what they were fitted on.
+
+        Args:
+            networks: They take features of one shape.
+            objective: What they were fitted on.
+            weights: How much the answers of each count in their sum; None: that is their mean.
+        """
 
 
 _INSTALLED_AS: Final = {

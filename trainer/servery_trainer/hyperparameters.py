@@ -10,10 +10,16 @@ from servery_trainer.fields import between, count, finite, known
 BATCH_SIZE: Final = 32
 """Rows per step by default."""
 
+MAX_NETWORKS: Final = 20
+"""Of an ensemble."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How the network is fitted; the fields are those of the message of the same name."""
+    """How networks are fitted; the fields are those of the message of the same name.
+
+    Its `members` are in `Spec`: which fit depends on the task.
+    """
 
     max_epochs: int
     batch_size: int
@@ -32,6 +38,8 @@ class Training:
     """0: no limit."""
     class_weights: pb.ClassWeights.ValueType = pb.CLASS_WEIGHTS_EQUAL
     ensemble_size: int = 1
+    """Networks of each family."""
+    combination: pb.Combination.ValueType = pb.COMBINATION_MEAN
 
     @classmethod
     def parse(cls, training: pb.Training, path: str, batch_size: int = BATCH_SIZE) -> Self:
@@ -83,11 +91,14 @@ class Training:
             class_weights=pb.ClassWeights.ValueType(
                 known(training.class_weights, pb.ClassWeights, f"{path}.class_weights")
             ),
-            ensemble_size=count(training.ensemble_size, 1, 20, f"{path}.ensemble_size"),
+            ensemble_size=count(training.ensemble_size, 1, MAX_NETWORKS, f"{path}.ensemble_size"),
+            combination=pb.Combination.ValueType(
+                known(training.combination, pb.Combination, f"{path}.combination")
+            ),
         )
 
     def to_proto(self) -> pb.Training:
-        """Render it with every default written out."""
+        """Render it with every default written out, but for the members."""
         return pb.Training(
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
@@ -103,6 +114,7 @@ class Training:
             max_gradient_norm=self.max_gradient_norm,
             class_weights=self.class_weights,
             ensemble_size=self.ensemble_size,
+            combination=self.combination,
         )
 
 

@@ -312,8 +312,8 @@ _FITTING: Final[dict[type[Task], tuple[type[Family], ...]]] = {
 """The families that fit a task, its default first."""
 
 
-def parse_family(spec: pb.TrainingSpec, task: Task, root: str) -> Family:
-    """Parse the family of the spec at `root`, or take the one that suits the task.
+def parse_family(spec: pb.TrainingSpec | pb.Member, task: Task, root: str) -> Family:
+    """Parse the family of the message at `root`, or take the one that suits the task.
 
     Raises:
         FieldInvalidError: It does not fit the task, or a field of it is out of its range.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from servery_trainer import (
     parity,
     plots,
     problems,
+    stacking,
     training,
     transfer,
 )
@@ -33,7 +34,7 @@ from servery_trainer.frameworks import Framework, Network
 from servery_trainer.heads import Calibrated
 from servery_trainer.networks import Custom
 from servery_trainer.objectives import Objective
-from servery_trainer.preprocessing import Preprocessing
+from servery_trainer.preprocessing import FloatArray, Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.slices import by_slice
 from servery_trainer.spec import Spec
@@ -92,7 +93,7 @@ def run(
     report(_phase(training_pb2.PHASE_TRAINING, spec))
     fingerprint = _fingerprint(spec, libraries, threads)
     networks, histories = [], []
-    for number in range(spec.training.ensemble_size):
+    for number in range(len(spec.networks)):
         store = CheckpointStore(checkpoints, fingerprint, number) if checkpoints else None
         network, history = _fit(
             framework, spec, number, examples, preprocessing, objective, base, report, store
@@ -103,7 +104,8 @@ def run(
     weights_sha256 = digest([array for network in networks for array in network.get_weights()])
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
-    answering = framework.answering(networks, objective)
+    weights = _stack(framework, spec, networks, examples, preprocessing, objective)
+    answering = framework.answering(networks, objective, weights)
     if isinstance(head, Calibrated):
         known = export.predict(answering, preprocessing, examples.take(split.validation))
         head = head.calibrated(known)
@@ -115,7 +117,7 @@ def run(
         graph,
         examples.take(held_out),
         head.decode(answers),
-        parity.TOLERANCES[type(spec.family)],
+        max(parity.TOLERANCES[type(family)] for family in spec.networks),
     )
 
     report(_phase(training_pb2.PHASE_EVALUATING, spec))
@@ -148,7 +150,8 @@ def run(
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
-            | (base.lineage() if base else {}),
+            | (base.lineage() if base else {})
+            | _ensemble(spec, histories, weights),
         },
         {
             "curves.png": plots.curves(epochs, objective.figure),
@@ -194,10 +197,10 @@ def _fit(
     report: training.Report,
     store: CheckpointStore | None,
 ) -> tuple[Network, list[training_pb2.Epoch]]:
-    """Build and fit one network; those of an ensemble differ in their seeds."""
+    """Build and fit one network; those of an ensemble differ in their seeds or families."""
     settings = replace(spec.training, seed=(spec.training.seed + number) % 2**32)
     network = framework.build(
-        spec.family,
+        spec.networks[number],
         preprocessing.feature_shape,
         examples.target.width,
         vocabulary_size(preprocessing),
@@ -211,12 +214,32 @@ def _fit(
     )
 
     def tell(progress: training_pb2.Progress) -> None:
-        if settings.ensemble_size > 1:
+        if len(spec.networks) > 1:
             progress.network = number + 1
         report(progress)
 
     epochs = training.fit(framework, network, objective, train, validation, settings, tell, store)
     return network, epochs
+
+
+def _stack(
+    framework: Framework,
+    spec: Spec,
+    networks: Sequence[Network],
+    examples: Examples,
+    preprocessing: Preprocessing,
+    objective: Objective,
+) -> FloatArray | None:
+    """Return how much each network counts; None: all alike."""
+    if spec.training.combination != training_pb2.COMBINATION_STACKED:
+        return None
+    rows = examples.split.validation
+    inputs = examples.take(rows)
+    answers = [
+        export.predict(framework.answering([network], objective), preprocessing, inputs)
+        for network in networks
+    ]
+    return stacking.fit_weights(answers, stacking.right_answers(examples.target, rows))
 
 
 def _variant(variant: Variant) -> training_pb2.Variant:
@@ -287,6 +310,29 @@ def _lineage(
             )
         },
         "libraries": libraries,
+    }
+
+
+def _ensemble(
+    spec: Spec, histories: Sequence[Sequence[training_pb2.Epoch]], weights: FloatArray | None
+) -> Any:
+    """Tell of several networks what each is and how much its answers count."""
+    count = len(spec.networks)
+    if count == 1:
+        return {}
+    shares = [1 / count] * count if weights is None else weights.tolist()
+    return {
+        "networks": [
+            {
+                "family": family.name,
+                "seed": (spec.training.seed + number) % 2**32,
+                "validation_loss": min(epoch.validation_loss for epoch in epochs),
+                "weight": share,
+            }
+            for number, (family, epochs, share) in enumerate(
+                zip(spec.networks, histories, shares, strict=True)
+            )
+        ]
     }
 
 

@@ -1,5 +1,6 @@
 """How large a network would be, told before it is built."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import Final
 
@@ -82,25 +83,31 @@ _LEVERS: Final = {
 
 
 def check_size(
-    family: Family,
-    ensemble_size: int,
-    shape: tuple[int, ...],
-    classes: int,
-    vocabulary: int = 0,
+    networks: Sequence[Family], shape: tuple[int, ...], classes: int, vocabulary: int = 0
 ) -> None:
     """Refuse networks that together would be too large for the data they are to be trained on.
 
+    Args:
+        networks: `Spec.networks`.
+        shape: See `families.build`, as the other arguments.
+        classes: Number of outputs.
+        vocabulary: Different numbers of a token, or 0.
+
     Raises:
-        FieldInvalidError: They would have more than `MAX_PARAMETERS` weights.
+        FieldInvalidError: They would have more than `MAX_PARAMETERS` weights; names the largest.
     """
-    count = ensemble_size * parameter_count(family, shape, classes, vocabulary)
-    if count > MAX_PARAMETERS:
-        words = f", {vocabulary} words" if vocabulary else ""
-        rule = (
-            f"be smaller: with rows of shape {list(shape)}{words} and {classes} outputs the network"
-            f" would have {count} weights, the limit is {MAX_PARAMETERS}"
-        )
-        lever = _LEVERS[type(family)]
-        value = getattr(family, lever)
-        shown = list(value) if isinstance(value, tuple) else value
-        raise FieldInvalidError(f"{ROOT}.{family.name}.{lever}", shown, rule)
+    counts = [parameter_count(family, shape, classes, vocabulary) for family in networks]
+    if sum(counts) <= MAX_PARAMETERS:
+        return
+    largest = counts.index(max(counts))
+    family, root = networks[largest], f"{ROOT}.training.members[{largest - 1}]"
+    words = f", {vocabulary} words" if vocabulary else ""
+    subject = f"the {len(counts)} networks" if len(counts) > 1 else "the network"
+    rule = (
+        f"be smaller: with rows of shape {list(shape)}{words} and {classes} outputs {subject}"
+        f" would have {sum(counts)} weights, the limit is {MAX_PARAMETERS}"
+    )
+    lever = _LEVERS[type(family)]
+    value = getattr(family, lever)
+    shown = list(value) if isinstance(value, tuple) else value
+    raise FieldInvalidError(f"{root if largest else ROOT}.{family.name}.{lever}", shown, rule)

@@ -7,13 +7,14 @@ from typing import Final
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName, VersionName
+from servery_trainer.aims import Goal
 from servery_trainer.fields import known
-from servery_trainer.hyperparameters import BATCH_SIZE, Optimization, Training
-from servery_trainer.networks import Custom, Family, parse_family
+from servery_trainer.hyperparameters import BATCH_SIZE, MAX_NETWORKS, Optimization, Training
+from servery_trainer.networks import Custom, Dense, Family, parse_family
 from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.sequence_tasks import ForecastTask, SequenceTask
 from servery_trainer.split import SplitPolicy
-from servery_trainer.tasks import ImageTask, Task, has_classes, parse_task
+from servery_trainer.tasks import ImageTask, TabularTask, Task, TextTask, has_classes, parse_task
 
 ROOT: Final = "training_job.spec"
 
@@ -25,6 +26,8 @@ class Spec:
     dataset: DatasetName
     task: Task
     family: Family
+    members: tuple[Family, ...] = ()
+    """Further families of an ensemble."""
     split: SplitPolicy
     training: Training
     optimization: Optimization
@@ -33,6 +36,11 @@ class Spec:
     framework: training_pb2.Framework.ValueType = training_pb2.FRAMEWORK_KERAS
     base_version: VersionName | AliasName | None = None
     """Where to start from; of a job that was created a version."""
+
+    @property
+    def networks(self) -> tuple[Family, ...]:
+        """Return the family of each network to train, in their order."""
+        return (self.family, *self.members) * self.training.ensemble_size
 
     def to_proto(self) -> training_pb2.TrainingSpec:
         """Render it with every default written out; `parse_spec` gives an equal spec back."""
@@ -49,6 +57,9 @@ class Spec:
         )
         getattr(spec, self.task.name).CopyFrom(self.task.to_proto())
         getattr(spec, self.family.name).CopyFrom(self.family.to_proto())
+        for family in self.members:
+            member = spec.training.members.add()
+            getattr(member, family.name).CopyFrom(family.to_proto())
         return spec
 
 
@@ -79,10 +90,16 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         rule = "be empty: what is recommended follows from who took what, so train it anew"
         raise FieldInvalidError(f"{ROOT}.base_version", spec.base_version, rule)
     family = parse_family(spec, task, ROOT)
+    members = tuple(
+        parse_family(member, task, f"{ROOT}.training.members[{index}]")
+        for index, member in enumerate(spec.training.members)
+    )
+    _check_ensemble(task, family, members, training)
     return Spec(
         dataset=dataset,
         task=task,
         family=family,
+        members=members,
         split=split,
         training=training,
         optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
@@ -109,6 +126,30 @@ def _base_version(text: str) -> VersionName | AliasName | None:
         return None
     kind = AliasName if "/aliases/" in text else VersionName
     return kind.parse(text, f"{ROOT}.base_version")
+
+
+def _check_ensemble(
+    task: Task, family: Family, members: tuple[Family, ...], training: Training
+) -> None:
+    """Refuse networks that have no common answer."""
+    path = f"{ROOT}.training"
+    count = (1 + len(members)) * training.ensemble_size
+    if count > MAX_NETWORKS:
+        rule = f"hold fewer: these are {count} networks, the limit is {MAX_NETWORKS}"
+        raise FieldInvalidError(f"{path}.members", len(members), rule)
+    for index, member in enumerate(members):
+        if isinstance(task, TextTask) and isinstance(member, Dense) != isinstance(family, Dense):
+            rule = f"see texts as {family.name} does: dense networks see them differently"
+            raise FieldInvalidError(f"{path}.members[{index}]", member.name, rule)
+    if training.combination != training_pb2.COMBINATION_STACKED:
+        return
+    finds_anomalies = isinstance(task, TabularTask) and task.aim.goal is Goal.ANOMALY
+    if finds_anomalies or isinstance(task, RecommendationTask):
+        rule = f"be MEAN: {task.name} knows no right answers to fit weights to"
+        raise FieldInvalidError(f"{path}.combination", "COMBINATION_STACKED", rule)
+    if count == 1:
+        rule = "be MEAN, or there be more than one network: add members"
+        raise FieldInvalidError(f"{path}.combination", "COMBINATION_STACKED", rule)
 
 
 def _publication(publication: training_pb2.Publication) -> tuple[ModelName, AliasName | None]:

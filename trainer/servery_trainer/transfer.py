@@ -135,7 +135,7 @@ def open_base(spec: Spec, directory: Path, examples: Examples, outputs: Sequence
         scale = SquaredError(*map(float, arrays.pop(_SCALE))) if _SCALE in arrays else None
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, NotPreprocessingError):
         raise FieldInvalidError(FIELD, name, "be a version that the trainer made") from None
-    weights = _grouped(arrays, spec.training.ensemble_size)
+    weights = _grouped(arrays, len(spec.networks))
     if digest([array for network in weights for array in network]) != version.weights_sha256:
         rule = "be a version whose weights are those that its lineage tells"
         raise FieldInvalidError(FIELD, name, rule)

@@ -18,17 +18,28 @@ class KerasAnswering:
     """See `frameworks.Answering`: a flat model, the form tf2onnx reads best.
 
     Args:
-        networks: From features to outputs, alike.
+        networks: From features to outputs.
         criterion: What they were fitted on.
+        weights: See `Framework.answering`.
     """
 
-    def __init__(self, networks: Sequence[keras.Model], criterion: Criterion) -> None:
+    def __init__(
+        self,
+        networks: Sequence[keras.Model],
+        criterion: Criterion,
+        weights: FloatArray | None,
+    ) -> None:
         shape = networks[0].input_shape
         features = keras.Input(batch_shape=shape, dtype="float32", name=FEATURES)
         each = [
             criterion.answers(features, network(features, training=False)) for network in networks
         ]
-        answers = keras.layers.Average()(each) if len(each) > 1 else each[0]
+        if weights is not None:
+            answers = keras.layers.Add()(
+                [answer * float(weight) for answer, weight in zip(each, weights, strict=True)]
+            )
+        else:
+            answers = keras.layers.Average()(each) if len(each) > 1 else each[0]
         self._model = keras.Model(features, keras.layers.Identity(name=ANSWERS)(answers))
 
     def predict(self, features: FloatArray) -> FloatArray:

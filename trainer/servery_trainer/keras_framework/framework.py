@@ -16,6 +16,7 @@ from servery_trainer.keras_framework.criteria import criterion
 from servery_trainer.keras_framework.learner import KerasLearner
 from servery_trainer.networks import Family
 from servery_trainer.objectives import Objective
+from servery_trainer.preprocessing import FloatArray
 
 _LIBRARIES: Final = ("keras", "tf2onnx")
 
@@ -54,6 +55,11 @@ class Keras:
         """See `Framework`."""
         return KerasLearner(network, criterion(objective), settings, values)
 
-    def answering(self, networks: Sequence[keras.Model], objective: Objective) -> Answering:
+    def answering(
+        self,
+        networks: Sequence[keras.Model],
+        objective: Objective,
+        weights: FloatArray | None = None,
+    ) -> Answering:
         """See `Framework`."""
-        return KerasAnswering(networks, criterion(objective))
+        return KerasAnswering(networks, criterion(objective), weights)

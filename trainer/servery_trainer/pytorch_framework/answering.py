@@ -18,12 +18,18 @@ class PyTorchAnswering:
     """See `frameworks.Answering`.
 
     Args:
-        networks: From features to outputs, alike.
+        networks: From features to outputs.
         criterion: What they were fitted on.
+        weights: See `Framework.answering`.
     """
 
-    def __init__(self, networks: Sequence[PyTorchNetwork], criterion: Criterion) -> None:
-        self._model = _Answers(networks, criterion).eval()
+    def __init__(
+        self,
+        networks: Sequence[PyTorchNetwork],
+        criterion: Criterion,
+        weights: FloatArray | None,
+    ) -> None:
+        self._model = _Answers(networks, criterion, weights).eval()
         self._shape = networks[0].shape
 
     def predict(self, features: FloatArray) -> FloatArray:
@@ -58,15 +64,26 @@ class PyTorchAnswering:
 
 
 class _Answers(nn.Module):
-    """The mean answers of networks."""
+    """The mean answers of networks, or their sum with weights."""
 
-    def __init__(self, networks: Sequence[PyTorchNetwork], criterion: Criterion) -> None:
+    def __init__(
+        self,
+        networks: Sequence[PyTorchNetwork],
+        criterion: Criterion,
+        weights: FloatArray | None,
+    ) -> None:
         super().__init__()
+        self._weights = None if weights is None else weights.tolist()
         self._networks = nn.ModuleList(networks)
         self._criterion = criterion
 
     def forward(self, features: Tensor) -> Tensor:
         each = [self._criterion.answers(features, network(features)) for network in self._networks]
+        if self._weights is not None:
+            weighted = [
+                answers * weight for answers, weight in zip(each, self._weights, strict=True)
+            ]
+            return torch.stack(weighted).sum(dim=0)
         return torch.stack(each).mean(dim=0) if len(each) > 1 else each[0]
 
 

@@ -12,6 +12,7 @@ from servery_trainer.frameworks import Answering, Learner
 from servery_trainer.hyperparameters import Training
 from servery_trainer.networks import Family
 from servery_trainer.objectives import Objective
+from servery_trainer.preprocessing import FloatArray
 from servery_trainer.pytorch_framework import families
 from servery_trainer.pytorch_framework.answering import PyTorchAnswering
 from servery_trainer.pytorch_framework.criteria import criterion
@@ -57,6 +58,11 @@ class PyTorch:
         """See `Framework`."""
         return PyTorchLearner(network, criterion(objective), settings)
 
-    def answering(self, networks: Sequence[PyTorchNetwork], objective: Objective) -> Answering:
+    def answering(
+        self,
+        networks: Sequence[PyTorchNetwork],
+        objective: Objective,
+        weights: FloatArray | None = None,
+    ) -> Answering:
         """See `Framework`."""
-        return PyTorchAnswering(networks, criterion(objective))
+        return PyTorchAnswering(networks, criterion(objective), weights)

@@ -187,6 +187,36 @@ RECURRENT_CELL_GRU: RecurrentCell.ValueType  # 2
 """Gated recurrent unit (Cho et al., 2014)."""
 Global___RecurrentCell: _TypeAlias = RecurrentCell  # noqa: Y015
 
+class _Combination:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CombinationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Combination.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMBINATION_UNSPECIFIED: _Combination.ValueType  # 0
+    """Same as MEAN."""
+    COMBINATION_MEAN: _Combination.ValueType  # 1
+    """Their mean."""
+    COMBINATION_STACKED: _Combination.ValueType  # 2
+    """Their sum with weights of 0 or more that add up to 1 and are fitted to the validation part, by
+    least squares (stacking: Wolpert, 1992; Breiman, 1996). For classes, labels and numbers; the
+    weights are in lineage.json of the version.
+    """
+
+class Combination(_Combination, metaclass=_CombinationEnumTypeWrapper):
+    """How the answers of several networks become one."""
+
+COMBINATION_UNSPECIFIED: Combination.ValueType  # 0
+"""Same as MEAN."""
+COMBINATION_MEAN: Combination.ValueType  # 1
+"""Their mean."""
+COMBINATION_STACKED: Combination.ValueType  # 2
+"""Their sum with weights of 0 or more that add up to 1 and are fitted to the validation part, by
+least squares (stacking: Wolpert, 1992; Breiman, 1996). For classes, labels and numbers; the
+weights are in lineage.json of the version.
+"""
+Global___Combination: _TypeAlias = Combination  # noqa: Y015
+
 class _Framework:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -2028,6 +2058,8 @@ class Training(_message.Message):
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     ENSEMBLE_SIZE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    COMBINATION_FIELD_NUMBER: _builtins.int
     max_epochs: _builtins.int
     """Most passes over the training part, 1 to 10,000. 0: 40."""
     batch_size: _builtins.int
@@ -2065,6 +2097,15 @@ class Training(_message.Message):
     graph holds all of them and answers with the mean of what they answer (Lakshminarayanan et al.,
     2017). 1 to 20. 0: 1.
     """
+    combination: Global___Combination.ValueType
+    """How the answers of several networks become one."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
+        """Families to train networks of beside those of the `family` of the spec, `ensemble_size` of each.
+        There are at most 20 networks in all, and their seeds follow each other. Of texts either all
+        families are dense or none is: they see words differently.
+        """
+
     def __init__(
         self,
         *,
@@ -2082,10 +2123,12 @@ class Training(_message.Message):
         max_gradient_norm: _builtins.float = ...,
         class_weights: Global___ClassWeights.ValueType = ...,
         ensemble_size: _builtins.int = ...,
+        members: _abc.Iterable[Global___Member] | None = ...,
+        combination: Global___Combination.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "learning_rate", b"learning_rate", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "early_stopping_patience", b"early_stopping_patience", "ensemble_size", b"ensemble_size", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "combination", b"combination", "early_stopping_patience", b"early_stopping_patience", "ensemble_size", b"ensemble_size", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "members", b"members", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -2101,6 +2144,68 @@ class Training(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
+
+@_typing.final
+class Member(_message.Message):
+    """A family of networks in an ensemble."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DENSE_FIELD_NUMBER: _builtins.int
+    CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    RECURRENT_FIELD_NUMBER: _builtins.int
+    TRANSFORMER_FIELD_NUMBER: _builtins.int
+    AUTOENCODER_FIELD_NUMBER: _builtins.int
+    TWO_TOWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dense(self) -> Global___DenseFamily:
+        """A dense network."""
+
+    @_builtins.property
+    def convolutional(self) -> Global___ConvolutionalFamily:
+        """A convolutional network."""
+
+    @_builtins.property
+    def embedding(self) -> Global___EmbeddingFamily:
+        """Word embeddings, averaged."""
+
+    @_builtins.property
+    def recurrent(self) -> Global___RecurrentFamily:
+        """A recurrent network."""
+
+    @_builtins.property
+    def transformer(self) -> Global___TransformerFamily:
+        """A transformer encoder."""
+
+    @_builtins.property
+    def autoencoder(self) -> Global___AutoencoderFamily:
+        """An autoencoder."""
+
+    @_builtins.property
+    def two_tower(self) -> Global___TwoTowerFamily:
+        """Two towers."""
+
+    def __init__(
+        self,
+        *,
+        dense: Global___DenseFamily | None = ...,
+        convolutional: Global___ConvolutionalFamily | None = ...,
+        embedding: Global___EmbeddingFamily | None = ...,
+        recurrent: Global___RecurrentFamily | None = ...,
+        transformer: Global___TransformerFamily | None = ...,
+        autoencoder: Global___AutoencoderFamily | None = ...,
+        two_tower: Global___TwoTowerFamily | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "recurrent", b"recurrent", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autoencoder", b"autoencoder", "convolutional", b"convolutional", "dense", b"dense", "embedding", b"embedding", "family", b"family", "recurrent", b"recurrent", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower"]  # noqa: Y015
+    _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
+
+Global___Member: _TypeAlias = Member  # noqa: Y015
 
 @_typing.final
 class Optimization(_message.Message):
