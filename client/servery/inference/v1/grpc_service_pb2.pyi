@@ -572,8 +572,10 @@ class ModelInferRequest(_message.Message):
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
         """Known keys: `sequence_id` (int64 or string), `sequence_start` and `sequence_end` (bool),
         `priority` (int64 or uint64; 0 or above the levels is the default level), `timeout` (int64, us
-        in the queue), `triton_enable_empty_final_response` (bool). Other keys that begin with
-        `triton_` are refused; the rest belongs to the user.
+        in the queue), `triton_enable_empty_final_response` (bool), and Servery's own `explain` (bool):
+        if true, the graph answers that explains what the model answers, and `outputs` names outputs of
+        that graph; FAILED_PRECONDITION, EXPLANATION_UNAVAILABLE if the version has none. Other keys that
+        begin with `triton_` are refused; the rest belongs to the user.
         """
 
     @_builtins.property

@@ -2075,7 +2075,8 @@ class ModelConfig(_message.Message):
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelParameter]:
         """Settings of ONNX Runtime by key, such as `intra_op_thread_count`; unknown keys are kept and
-        have no effect.
+        have no effect. Set by the server: `explanation`, the JSON object
+        `{"outputs": [{"name", "datatype", "shape"}]}` of a version that explains its answers.
         """
 
     @_builtins.property
