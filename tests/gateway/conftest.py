@@ -310,8 +310,9 @@ async def running_stack(
     directory: Path,
     credentials: grpc.ChannelCredentials | None = None,
     *envoy_flags: str,
+    upstreams: Sequence[str] = (INFERENCE, REGISTRY, TRAINER),
 ) -> AsyncIterator[Stack]:
-    """Run all but the control plane, which must run or come up already."""
+    """Run Envoy and `upstreams`; the control plane must run or come up already."""
     async with AsyncExitStack() as exits:
         exits.enter_context(envoy(directory, *envoy_flags))
         if credentials is None:
@@ -328,7 +329,7 @@ async def running_stack(
             backends={},
             backend_exits={},
         )
-        for name in (INFERENCE, REGISTRY, TRAINER):
+        for name in upstreams:
             await stack.start_backend(name)
         await until(lambda: asyncio.to_thread(is_ready, directory / "envoy"))
         await until(lambda: asyncio.to_thread(all_healthy, directory / "envoy"))
