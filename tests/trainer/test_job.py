@@ -28,6 +28,7 @@ from servery_trainer.split import split_rows
 from tests.trainer.specs import image, tabular
 
 FILES = {
+    "explain.onnx",
     "golden.npz",
     "lineage.json",
     "metrics.json",

@@ -37,9 +37,11 @@ _STATISTICS_VALUES: Final = 10_000_000
 """Quantiles of larger parts are those of evenly spaced rows."""
 
 
-def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
-    """Describe the inputs and outputs of the graph."""
-    return {
+def signature(
+    task: str, inputs: Arrays, outputs: Sequence[Output], explanation: Sequence[Output] = ()
+) -> Any:
+    """Describe the inputs and outputs of the graph, and the outputs of the one that explains it."""
+    described: dict[str, Any] = {
         "task": task,
         "inputs": [
             {
@@ -50,17 +52,24 @@ def signature(task: str, inputs: Arrays, outputs: Sequence[Output]) -> Any:
             }
             for name, values in inputs.items()
         ],
-        "outputs": [
-            {
-                "name": output.name,
-                "datatype": datatype(output.dtype),
-                "shape": [-1, *output.shape],
-                "meaning": output.meaning,
-            }
-            | ({"labels": list(output.labels)} if output.labels else {})
-            for output in outputs
-        ],
+        "outputs": _described(outputs),
     }
+    if explanation:
+        described["explanation"] = {"outputs": _described(explanation)}
+    return described
+
+
+def _described(outputs: Sequence[Output]) -> Any:
+    return [
+        {
+            "name": output.name,
+            "datatype": datatype(output.dtype),
+            "shape": [-1, *output.shape],
+            "meaning": output.meaning,
+        }
+        | ({"labels": list(output.labels)} if output.labels else {})
+        for output in outputs
+    ]
 
 
 def pick_golden(
@@ -85,13 +94,19 @@ def pick_golden(
     return np.sort(np.argsort(rank_B, kind="stable")[:wanted])
 
 
-def golden(inputs: Arrays, outputs: Arrays, tolerance: float) -> bytes:
-    """Pack rows with the outputs that follow from what the trained network says to them."""
+def golden(
+    inputs: Arrays, outputs: Arrays, tolerance: float, explanation: Arrays | None = None
+) -> bytes:
+    """Pack rows with the outputs that follow from what the trained network says to them.
+
+    And with the explanations of these, if there are any.
+    """
     arrays: dict[str, NDArray[Any]] = {
         f"input:{name}": rows.astype(np.str_) if rows.dtype == np.object_ else rows
         for name, rows in inputs.items()
     }
     arrays |= {f"output:{name}": values for name, values in outputs.items()}
+    arrays |= {f"explain:{name}": values for name, values in (explanation or {}).items()}
     arrays["tolerance"] = np.array(tolerance, np.float64)
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -104,6 +119,7 @@ def metrics(
     slices: Sequence[pb.Slice],
     parity: Parity,
     importances: Sequence[Importance],
+    explained: pb.Explained | None,
 ) -> Any:
     """Render the evaluation of the graph."""
     result = findings.result
@@ -137,6 +153,19 @@ def metrics(
             "label_agreement": parity.label_agreement,
             "tolerance": parity.tolerance,
         },
+    } | ({"explanation": _completeness(explained)} if explained else {})
+
+
+def _completeness(findings: pb.Explained) -> Any:
+    if findings.refusal:
+        return {"refusal": findings.refusal}
+    return {
+        "steps": findings.steps,
+        "row_count": findings.row_count,
+        "median_gap": findings.median_gap,
+        "largest_gap": findings.largest_gap,
+        "tolerance": findings.tolerance,
+        "size_bytes": findings.size_bytes,
     }
 
 

@@ -149,6 +149,43 @@ class Optimization:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explaining:
+    """Which graph explains the answers: the message `Explanation`."""
+
+    gradients: bool = True
+    """Integrated gradients; else none."""
+    steps: int = 0
+    """Points between the baseline and a row. 0: as many as it takes."""
+
+    @classmethod
+    def parse(cls, explanation: pb.Explanation, path: str, *, possible: bool) -> Self:
+        """Parse what a caller asks for; see `Training.parse`.
+
+        Args:
+            explanation: What they said.
+            path: Of this message, to name fields by.
+            possible: Whether answers of the task can be explained; if not, they are not.
+
+        Raises:
+            FieldInvalidError: A value is out of its range, or the answers cannot be explained.
+        """
+        method = known(explanation.method, pb.ExplanationMethod, f"{path}.method")
+        none = pb.EXPLANATION_METHOD_NONE
+        if explanation.method not in (pb.EXPLANATION_METHOD_UNSPECIFIED, none) and not possible:
+            name = pb.ExplanationMethod.Name(pb.ExplanationMethod.ValueType(method))
+            raise FieldInvalidError(f"{path}.method", name, "be NONE for this task")
+        steps = count(explanation.steps, 0, 1024, f"{path}.steps")
+        return cls(gradients=possible and method != none, steps=steps)
+
+    def to_proto(self) -> pb.Explanation:
+        """Render it with every default written out."""
+        method = pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS
+        if not self.gradients:
+            method = pb.EXPLANATION_METHOD_NONE
+        return pb.Explanation(method=method, steps=self.steps)
+
+
 def _of(
     training: pb.Training,
     name: Literal["momentum", "weight_decay"],

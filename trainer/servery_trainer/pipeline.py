@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from servery.trainer.v1 import training_pb2
 from servery_trainer import (
     bundle,
+    completeness,
     custom_module,
     export,
     frameworks,
@@ -137,16 +138,21 @@ def run(
     aside = {name: texts_B[split.test] for name, texts_B in examples.aside.items()}
     slices = by_slice(head, outputs, truth, aside)
     importances = permutation_importance(chosen.graph, head, test, truth)
+    explained = completeness.explained(model, preprocessing, head, test, spec.explanation, threads)
 
     if isinstance(spec.family, Custom):
         custom_module.require_empty(out)
     bundle.write(
         out,
         chosen.model,
-        bundle.golden(golden, expected, chosen.tolerance),
+        bundle.golden(golden, expected, chosen.tolerance, explained.run(golden)),
         {
-            "signature.json": bundle.signature(spec.task.name, examples.inputs, head.outputs),
-            "metrics.json": bundle.metrics(findings, len(truth), slices, proven, importances),
+            "signature.json": bundle.signature(
+                spec.task.name, examples.inputs, head.outputs, explained.outputs
+            ),
+            "metrics.json": bundle.metrics(
+                findings, len(truth), slices, proven, importances, explained.findings
+            ),
             "profile.json": bundle.profile(variants, threads),
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
@@ -157,6 +163,7 @@ def run(
             "curves.png": plots.curves(epochs, objective.figure),
             **findings.pictures,
             **transfer.files(networks, preprocessing, objective),
+            **explained.files(),
         },
     )
     result = training_pb2.TrainingResult(
@@ -183,6 +190,7 @@ def run(
     result.MergeFrom(findings.result)
     result.score = head.score
     result.slices.extend(slices)
+    result.MergeFrom(training_pb2.TrainingResult(explained=explained.findings))
     return result
 
 

@@ -9,7 +9,13 @@ from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import ALIAS, AliasName, DatasetName, ModelName, VersionName
 from servery_trainer.aims import Goal
 from servery_trainer.fields import known
-from servery_trainer.hyperparameters import BATCH_SIZE, MAX_NETWORKS, Optimization, Training
+from servery_trainer.hyperparameters import (
+    BATCH_SIZE,
+    MAX_NETWORKS,
+    Explaining,
+    Optimization,
+    Training,
+)
 from servery_trainer.networks import Custom, Dense, Family, parse_family
 from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.sequence_tasks import ForecastTask, SequenceTask
@@ -36,6 +42,7 @@ class Spec:
     framework: training_pb2.Framework.ValueType = training_pb2.FRAMEWORK_KERAS
     base_version: VersionName | AliasName | None = None
     """Where to start from; of a job that was created a version."""
+    explanation: Explaining
 
     @property
     def networks(self) -> tuple[Family, ...]:
@@ -54,6 +61,7 @@ class Spec:
             ),
             framework=self.framework,
             base_version=str(self.base_version or ""),
+            explanation=self.explanation.to_proto(),
         )
         getattr(spec, self.task.name).CopyFrom(self.task.to_proto())
         getattr(spec, self.family.name).CopyFrom(self.family.to_proto())
@@ -107,6 +115,11 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         alias=alias,
         framework=_framework(spec, family),
         base_version=_base_version(spec.base_version),
+        explanation=Explaining.parse(
+            spec.explanation,
+            f"{ROOT}.explanation",
+            possible=not isinstance(task, RecommendationTask),
+        ),
     )
 
 
