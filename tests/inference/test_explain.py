@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as pb
+from servery_inference.cores import usable_cores
 from servery_inference.metering import USAGE_HEADER
 from tests.inference import graphs
 from tests.inference.asking_http import LENGTH, serving_http, tensor
@@ -205,6 +206,24 @@ async def test_runs_of_both_graphs_take_turns_at_a_resource(tmp_path: Path) -> N
         ]
         got = [list(plain(response)) for response in await asyncio.gather(*calls)]
         assert got == [["y"], ["parts", "total"]] * 20
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="there is one thread for runs")
+async def test_explanations_that_do_not_end_leave_threads_to_answers(tmp_path: Path) -> None:
+    graphs.store(tmp_path, "m", graphs.patient(), explain_onnx=graphs.patient())
+    graphs.configure(tmp_path, "m", "max_batch_size: 0")
+    async with serve_directory(tmp_path) as channel:
+        endless = [
+            stub(channel).ModelInfer(explain_request(np.array([2**62])))
+            for _ in range(usable_cores())
+        ]
+        for number in (1, 300_000):  # The second takes more than a moment.
+            request = infer_request("m", {"x": np.array([number])})
+            response = await stub(channel).ModelInfer(request, timeout=30)
+            assert plain(response) == {"y": [number]}
+        assert not any(call.done() for call in endless)
+        for call in endless:
+            call.cancel()
 
 
 GOLDEN_X = np.arange(6, dtype=np.float32).reshape(3, 2)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -147,8 +147,10 @@ class Loader:
             raise
         servable = self._servable(model, version, prepared, options, turns)
         if prepared.explanation:
+            # Explanations take many times as long as answers, which shall find a free thread.
+            fewer = replace(options, instances=max(1, options.instances // 2))
             servable.explanation = self._servable(
-                model, version, prepared.explanation, options, explaining, servable.statistics
+                model, version, prepared.explanation, fewer, explaining, servable.statistics
             )
         self._held[servable] = _Held(needed_bytes, [each for each in (turns, explaining) if each])
         servable.statistics.memory_bytes = _by_device(needed_bytes, options)
