@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -181,3 +182,41 @@ async def test_a_tls_client_of_http_1_is_not_served(authority: Authority) -> Non
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         writer.transport.abort()
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_connections_that_others_accept_can_be_adopted(
+    authority: Authority, *, is_secure: bool
+) -> None:
+    made = server()
+    files = TlsFiles(*authority.issue("here")) if is_secure else None
+    adopt = made.add_adopted_port(files)
+    adopting: list[asyncio.Task[None]] = []
+
+    async def accept(listener: socket.socket) -> None:
+        while True:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            adopting.append(asyncio.ensure_future(adopt(connection)))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        credentials = grpc.ssl_channel_credentials(authority.path.read_bytes())
+        channel = (
+            grpc.aio.secure_channel(address, credentials)
+            if is_secure
+            else grpc.aio.insecure_channel(address)
+        )
+        async with serving(made), channel:
+            accepting = asyncio.create_task(accept(listener))
+            await echo(channel)
+            assert made.num_connections == 1
+            if is_secure:
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.write(b"this is not TLS")
+                writer.close()
+                await eventually(lambda: len(adopting) == 2)
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    await adopting[1]
+            accepting.cancel()
+            await echo(channel)

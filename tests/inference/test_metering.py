@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,29 @@ async def test_a_tenant_beyond_its_places_is_refused_and_gets_them_back(tmp_path
             ]
 
 
-def test_a_place_is_free_again_after_a_refusal() -> None:
-    in_flight = InFlight()
-
+def call(limits: str) -> Context:
     class Call:
         def invocation_metadata(self) -> Any:
-            return [("x-server", "x"), ("x-servery-in-flight", "tenants/a=1,tenants/a/apiKeys/k=1")]
+            return [("x-server", "x"), ("x-servery-in-flight", limits)]
 
-    call: Context = Call()  # type: ignore[assignment]
+    return Call()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("processes", "places"), [(1, 3), (2, 2), (3, 1), (8, 1)])
+def test_processes_share_the_places_of_a_limit(processes: int, places: int) -> None:
+    in_flight, limits = InFlight(processes), "tenants/a=3"
+    with ExitStack() as stack:
+        for _ in range(places):
+            assert in_flight.has_room(limits)
+            stack.enter_context(in_flight.place(call(limits)))
+        assert not in_flight.has_room(limits)
+    assert in_flight.has_room(limits)
+
+
+def test_a_place_is_free_again_after_a_refusal() -> None:
+    in_flight = InFlight()
+    one = call("tenants/a=1,tenants/a/apiKeys/k=1")
     for _ in range(2):
-        with in_flight.place(call), pytest.raises(QuotaExceededError) as caught:
-            in_flight.place(call).__enter__()
+        with in_flight.place(one), pytest.raises(QuotaExceededError) as caught:
+            in_flight.place(one).__enter__()
         assert caught.value.metadata == {"limit": "requests_in_flight"}

@@ -28,6 +28,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.param({"execution_provider": "tpu"}, "execution_provider", id="no provider"),
         pytest.param({"intra_op_threads": 0}, "intra_op_threads", id="no thread"),
         pytest.param({"intra_op_threads": 10_000}, "intra_op_threads", id="too many threads"),
+        pytest.param({"workers": 0}, "workers", id="no worker"),
+        pytest.param({"workers": 2, "transport": "grpcio"}, "transport", id="workers on grpcio"),
+        pytest.param(
+            {"workers": 2, "rate_limit": "execution_count"}, "rate_limit", id="workers with limits"
+        ),
+        pytest.param(
+            {"workers": 10_000, "intra_op_threads": 2}, "intra_op_threads", id="no share of cores"
+        ),
         pytest.param({"listen": "0.0.0.0:1"}, "tls_certificate", id="open to all without TLS"),
     ],
 )
@@ -55,6 +63,12 @@ def test_help_tells_the_options() -> None:
     assert done.returncode == 0
     for flag in ("--model-repository", "--registry", "--cache-dir", "--grpc-port"):
         assert flag in done.stdout
+
+
+def test_workers_share_what_is_limited() -> None:
+    settings = InferenceSettings(model_repository=Path(), workers=4)
+    assert settings.share(10) == 3
+    assert settings.engine.cores == settings.cores == max(1, usable_cores() // 4)
 
 
 @pytest.mark.parametrize(

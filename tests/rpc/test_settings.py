@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from servery_rpc.settings import ServerSettings, load, option
+from servery_rpc.settings import ServerSettings, arguments, load, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,19 @@ def test_lists_and_switches() -> None:
     assert read("--data-dir", "d", "--models", "a", "--models", "b").models == ("a", "b")
     assert settings.loud is True
     assert read("--data-dir", "d", SERVERY_X_MODELS="a,b").models == ("a", "b")
+
+
+def test_settings_can_be_given_on_as_arguments() -> None:
+    settings = Settings(
+        data_dir=Path("a b"),
+        models=("x", "-y"),
+        loud=True,
+        max_message_bytes=-5,
+        drain_s=0.5,
+        metrics_port=1,
+    )
+    assert read(*arguments(settings)) == settings
+    assert arguments(Settings(data_dir=Path("d"))) == ["--data-dir=d"]
 
 
 @pytest.mark.parametrize(

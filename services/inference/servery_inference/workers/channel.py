@@ -39,6 +39,9 @@ EMPTY: Final = Parcel()
 class PeerGoneError(Exception):
     """The other process ended, or does so."""
 
+    def __init__(self) -> None:
+        super().__init__("the process ended")
+
 
 class RelayedError(ServeryError):
     """What the other process refused, as it said it."""

@@ -1,6 +1,7 @@
 """The metrics of several processes, as if they were one's."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -25,7 +26,9 @@ _ADDED_GAUGES: Final = frozenset(
 )
 """Of other gauges one value holds for all: the parent's, or that of the first worker."""
 
-_Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+_Series: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
+"""The family, the sample, and its labels."""
+
 _Values: TypeAlias = dict[_Series, float]
 
 
@@ -73,59 +76,62 @@ class MergedMetrics(Collector):
 
     def _merged(self, snapshots: Mapping[int, bytes | None]) -> list[Metric]:
         families = {family.name: family for family in self._own.collect()}
-        sums: dict[str, _Values] = {}
+        sums: _Values = {}
         for family in families.values():
-            sums[family.name] = {}
-            for sample in family.samples:
-                sums[family.name][_series(sample.name, sample.labels)] = sample.value
+            for name, labels, value, *_ in family.samples:
+                sums[_series(family.name, name, labels)] = value
+            family.samples = []
         counted: dict[int, _Values] = {}
         for pid, rendered in snapshots.items():
             if rendered is None:
                 continue
             counted[pid] = {}
-            for name, kind, text, samples in json.loads(rendered):
-                family = families.setdefault(name, Metric(name, text, kind))
-                values = sums.setdefault(name, {})
-                for sample, labels, value in samples:
-                    series = _series(sample, labels)
+            for family_name, kind, text, samples in json.loads(rendered):
+                families.setdefault(family_name, Metric(family_name, text, kind))
+                for name, labels, value in samples:
+                    series = _series(family_name, name, labels)
                     if kind != "gauge":
                         counted[pid][series] = value
-                    if kind != "gauge" or name in _ADDED_GAUGES:
-                        values[series] = values.get(series, 0.0) + value
+                    elif family_name in _ADDED_GAUGES:
+                        sums[series] = sums.get(series, 0.0) + value
                     else:
-                        values.setdefault(series, value)
-        self._bury(self._last.keys() - snapshots.keys(), counted)
-        for name, family in families.items():
-            family.samples = []
-            for series, value in sums[name].items():
-                ended = self._ended.get(series, 0.0)
-                family.add_sample(series[0], dict(series[1]), value + ended)
+                        sums.setdefault(series, value)
+        for values in self._counted(counted, silent=snapshots.keys() - counted.keys()):
+            for series, value in values.items():
+                sums[series] = sums.get(series, 0.0) + value
+        for (family_name, name, pairs), value in sums.items():
+            families[family_name].add_sample(name, dict(pairs), value)
         return list(families.values())
 
-    def _bury(self, ended: Set[int], counted: Mapping[int, _Values]) -> None:
-        for pid in ended:
+    def _counted(self, counted: Mapping[int, _Values], silent: Set[int]) -> list[_Values]:
+        """What is to be added up: of workers that answer, that do not just now, and that ended."""
+        for pid in self._last.keys() - counted.keys() - silent:
             for series, value in self._last.pop(pid).items():
                 self._ended[series] = self._ended.get(series, 0.0) + value
         self._last |= counted
-        alive = {series for values in counted.values() for series in values}
+        alive = {series for values in self._last.values() for series in values}
         self._ended = {series: v for series, v in self._ended.items() if series in alive}
+        return [*self._last.values(), self._ended]
 
 
 async def _snapshots(supervisor: Supervisor) -> dict[int, bytes | None]:
     """By process; None for one that does not answer."""
+    found: dict[int, bytes | None] = {}
 
-    async def of(worker: WorkerProcess) -> tuple[int, bytes | None]:
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                return worker.pid, (await worker.channel.call("metrics")).body
-        except (TimeoutError, PeerGoneError):
-            return worker.pid, None
+    async def ask(worker: WorkerProcess) -> None:
+        with contextlib.suppress(PeerGoneError):
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    found[worker.pid] = (await worker.channel.call("metrics")).body
+            except TimeoutError:
+                found[worker.pid] = None
 
-    return dict(await asyncio.gather(*(of(worker) for worker in supervisor.workers)))
+    await asyncio.gather(*(ask(worker) for worker in supervisor.workers))
+    return found
 
 
-def _series(name: str, labels: Mapping[str, Any]) -> _Series:
-    return name, tuple(sorted(labels.items()))
+def _series(family: str, name: str, labels: Mapping[str, Any]) -> _Series:
+    return family, name, tuple(sorted(labels.items()))
 
 
 class WorkerCounts(Collector):

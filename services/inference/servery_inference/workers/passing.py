@@ -28,13 +28,16 @@ Pass = Callable[[bytes, socket.socket], None]
 log = logging.getLogger(__name__)
 
 
-async def accept(listener: socket.socket, door: bytes, give: Pass) -> None:
+async def accept(
+    listener: socket.socket, door: bytes, give: Pass, someone: Callable[[], Awaitable[None]]
+) -> None:
     """Accept connections for ever, and give them away.
 
     Args:
         listener: Bound, not listening yet.
         door: One byte that tells what is spoken there.
         give: Keeps no connection.
+        someone: Returns once there is somebody to give them to; until then it waits, and others do.
     """
     loop = asyncio.get_running_loop()
     listener.settimeout(0)
@@ -47,6 +50,7 @@ async def accept(listener: socket.socket, door: bytes, give: Pass) -> None:
             await asyncio.sleep(_RETRY_S)
             continue
         with connection:
+            await someone()
             give(door, connection)
 
 

@@ -99,8 +99,10 @@ async def serving_by_workers(
             ready.set()
             log.info("inference is ready, by %s workers", settings.workers)
 
-        tasks = [asyncio.create_task(accept(sock, door, supervisor.give)) for door, sock in doors]
-        tasks.append(asyncio.create_task(announce()))
+        tasks = [asyncio.create_task(announce())]
+        for door, sock in doors:
+            accepting = accept(sock, door, supervisor.give, supervisor.one_serving)
+            tasks.append(asyncio.create_task(accepting))
         try:
             yield RunningInference(address, ready, http_address)
         finally:

@@ -86,6 +86,12 @@ class Supervisor:
             await self._changed.wait_for(lambda: self._has_begun and self.workers)
         return self.workers
 
+    async def one_serving(self) -> None:
+        """Return once one serves."""
+        if not self.serving:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.serving)
+
     async def all_serving(self) -> None:
         """Return once as many serve as there shall be."""
         async with self._changed:
