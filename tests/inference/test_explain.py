@@ -20,6 +20,7 @@ from tests.inference import graphs
 from tests.inference.asking_http import LENGTH, serving_http, tensor
 from tests.inference.calling import answers, claims, failure, index, infer_request, stub
 from tests.inference.conftest import serve_directory
+from tests.inference.test_admission import bomb
 from tests.inference.test_ensembles import CHAIN, ensemble
 from tests.inference.test_sequences import CONFIG, LONG_US
 
@@ -127,7 +128,10 @@ async def test_json_and_binary_tensors_over_http(tmp_path: Path) -> None:
         ]
         binary = {**asked, "outputs": [{"name": "total", "parameters": {"binary_data": True}}]}
         answer = await client("POST", "/v2/models/m/versions/1/infer", binary)
-        assert answer.body[int(answer.headers[LENGTH.lower()]) :] == np.array([30, 70], "<f4").tobytes()
+        assert (
+            answer.body[int(answer.headers[LENGTH.lower()]) :]
+            == np.array([30, 70], "<f4").tobytes()
+        )
         for model, value, code in (("m", 1, 400), ("m", "true", 400), ("free", True, 400)):
             refused = {"inputs": [given], "parameters": {"explain": value}}
             assert (await client("POST", f"/v2/models/{model}/infer", refused)).status == code
@@ -266,13 +270,18 @@ async def test_a_version_with_a_broken_explanation_replaces_nothing(
         assert plain(await stub(channel).ModelInfer(explain_request()))["parts"] == PARTS
 
 
-async def test_a_version_whose_explanations_are_proven_serves(tmp_path: Path) -> None:
+async def test_a_graph_that_explains_is_opened_where_it_does_no_harm(tmp_path: Path) -> None:
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)
     for name, data in graphs.explained_plus_bundle(1).items():
         (folder / name).write_bytes(data)
-    async with serve_directory(tmp_path, admission_wall_s=30) as channel:
+    graphs.store(tmp_path, "bad", graphs.plus(1), explain_onnx=bomb())
+    limits = {"admission_wall_s": 30, "admission_memory_bytes": 2 << 30}
+    async with serve_directory(tmp_path, **limits) as channel:
         assert plain(await stub(channel).ModelInfer(explain_request()))["parts"] == PARTS
+        state, reason = (await index(channel))["bad", "1"]
+        assert state == "UNAVAILABLE"
+        assert reason.startswith("explain.onnx: the graph ")
 
 
 async def test_a_model_that_keeps_state_cannot_have_an_explanation(tmp_path: Path) -> None:
