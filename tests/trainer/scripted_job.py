@@ -56,6 +56,7 @@ def main() -> int:
     for option in ("--spec", "--dataset", "--out", "--checkpoint-dir"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--base", type=Path)
     args = parser.parse_args()
     model = json.loads(args.spec.read_text())["publication"]["model"].rpartition("/")[2]
     sys.stderr.write(f"trains {model}\n")
@@ -64,6 +65,8 @@ def main() -> int:
         case "succeeds":
             for epoch in (1, 2, 3):
                 progress(epoch=epoch, metrics={"val_loss": 1 / epoch})
+        case "starts":  # Says what it is given to start from.
+            sys.stderr.write(" ".join(sorted(path.name for path in args.base.iterdir())))
         case "drifts":  # Other weights each time.
             shutil.copytree(args.bundle, args.out)
             say(result={"weightsSha256": args.out.parent.name.ljust(64, "0")})

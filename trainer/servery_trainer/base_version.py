@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from google.protobuf import json_format
+from google.protobuf.json_format import ParseError
 
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.trainer.v1 import training_pb2
@@ -165,7 +166,7 @@ class BaseVersion:
                 },
                 weights_sha256=made["weights_sha256"],
             )
-        except (ValueError, KeyError, TypeError, ServeryError, json_format.ParseError):
+        except (ValueError, LookupError, TypeError, RecursionError, ServeryError, ParseError):
             raise _no_base(version) from None
 
     def check(self, spec: Spec, examples: Examples) -> None:

@@ -1,0 +1,228 @@
+"""Going on from a published version: the same features, the same answers, then better ones."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from google.protobuf import json_format
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from sklearn.datasets import load_diabetes, load_digits
+
+from servery.trainer.v1 import dataset_pb2
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.executor import ENVIRONMENT
+from servery_trainer.fitting import fit_columns, fit_text, vocabulary_size
+from servery_trainer.frozen import FrozenPreprocessing, NotPreprocessingError, freeze
+from servery_trainer.imputation import Imputation
+from servery_trainer.networks import Dense, Embedding
+from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
+from servery_trainer.spec import parse_spec
+from servery_trainer.tasks import Fill, TextTask
+from tests.trainer.specs import image, table, text
+
+BASE = "tenants/default/models/m/versions/1"
+
+WARDS = {
+    "dose": np.array([[1.5], [np.nan], [-3e4], [0.1]], np.float32),
+    "ward": np.array([["north"], ["south"], ["north"], [""]], np.object_),
+    "_/features": np.array([["true"], ["false"], [""], ["TRUE"]], np.object_),
+    "born": np.array([["1990-01-31"], [""], ["2024-02-29 12:00:01"], ["1969-12-31"]], np.object_),
+}
+TEXTS = {"sms": np.array([["free prize now!"], ["see you now"], ["free\tnow"], [""]], np.object_)}
+PIXELS = {"image": np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)}
+
+
+def wards() -> Preprocessing:
+    kinds = (
+        dataset_pb2.COLUMN_TYPE_NUMERIC,
+        dataset_pb2.COLUMN_TYPE_TEXT,
+        dataset_pb2.COLUMN_TYPE_BOOLEAN,
+        dataset_pb2.COLUMN_TYPE_DATE,
+    )
+    imputation = Imputation.of(pb.MISSING_POLICY_IMPUTE_MODE, Fill())
+    return fit_columns(dict(zip(WARDS, kinds, strict=True)), WARDS, imputation)
+
+
+def words(family: Dense | Embedding) -> Preprocessing:
+    task = parse_spec(text()).task
+    assert isinstance(task, TextTask)
+    return fit_text(task, family, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "rows"),
+    [
+        pytest.param(wards(), WARDS, id="columns"),
+        pytest.param(words(Dense(hidden_units=(), dropout=0)), TEXTS, id="bags of words"),
+        pytest.param(words(Embedding(dimension=1, hidden_units=(), dropout=0)), TEXTS, id="words"),
+        pytest.param(
+            ArrayPreprocessing.fit("image", PIXELS["image"], by_channel=False), PIXELS, id="images"
+        ),
+    ],
+)
+def test_frozen_preprocessing_does_the_same_to_the_last_bit(
+    fitted: Preprocessing, rows: Mapping[str, NDArray[Any]]
+) -> None:
+    frozen = FrozenPreprocessing.parse(freeze(fitted, vocabulary_size(fitted)))
+    expected = fitted.apply(rows)
+    np.testing.assert_array_equal(frozen.apply(rows), expected)
+    assert frozen.feature_shape == fitted.feature_shape
+    assert vocabulary_size(frozen) == vocabulary_size(fitted)
+    again = FrozenPreprocessing.parse(freeze(frozen, frozen.vocabulary))
+    np.testing.assert_array_equal(again.apply(rows), expected)
+
+
+def strange(operator: str, domain: str = "") -> bytes:
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in "xy"]
+    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
+    graph = helper.make_graph([node], "g", rows[:1], rows[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\xff" * 100, id="no graph"),
+        pytest.param(strange("Erf"), id="another operator"),
+        pytest.param(strange("Identity", "com.acme"), id="an operator of their own"),
+        pytest.param(strange("Identity"), id="no vocabulary"),
+    ],
+)
+def test_a_graph_that_was_not_frozen_here_is_refused(content: bytes) -> None:
+    with pytest.raises(NotPreprocessingError):
+        FrozenPreprocessing.parse(content)
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from google.protobuf import json_format
+from servery.trainer.v1 import training_pb2
+from servery_rpc.errors import ServeryError
+from servery_trainer import pipeline
+from servery_trainer.spec import parse_spec
+
+for spec, dataset, out, base in json.load(sys.stdin):
+    spec = parse_spec(json_format.ParseDict(spec, training_pb2.TrainingSpec()))
+    try:
+        result = pipeline.run(
+            spec, Path(dataset), Path(out), 1, lambda _: None, None, base and Path(base)
+        )
+    except ServeryError as error:
+        print(json.dumps({"error": error.metadata}))
+        continue
+    print(json.dumps({"result": json_format.MessageToDict(result)}))
+"""
+
+
+def train(*jobs: tuple[pb.TrainingSpec, Path, Path, Path | None]) -> list[dict[str, Any]]:
+    """What jobs come to, one after the other in one process: spec, data, bundle and base."""
+    asked = []
+    for spec, dataset, out, base in jobs:
+        spec.base_version = BASE if base else ""
+        asked.append((json_format.MessageToDict(spec), str(dataset), str(out), base and str(base)))
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(asked),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+    )
+    told = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert len(told) == len(jobs), ended.stderr
+    return [json.loads(line) for line in told]
+
+
+def digits(path: Path, rows: NDArray[Any]) -> Path:
+    known = load_digits()
+    np.savez_compressed(path, images=known.images[rows].astype(np.uint8), labels=known.target[rows])
+    return path
+
+
+def small(max_epochs: int) -> pb.TrainingSpec:
+    asked = image()
+    asked.dense.hidden_units.append(32)
+    asked.training.max_epochs = max_epochs
+    return asked
+
+
+@pytest.mark.slow
+def test_what_was_learned_is_not_learned_again(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(1797)
+    first, second = digits(tmp_path / "1.npz", order[:900]), digits(tmp_path / "2.npz", order[900:])
+    wider = small(2)
+    wider.dense.hidden_units[:] = [64]
+    scratch, base, on, refused = train(
+        (small(2), second, tmp_path / "scratch", None),
+        (small(20), first, tmp_path / "base", None),
+        (small(2), second, tmp_path / "on", tmp_path / "base"),
+        (wider, second, tmp_path / "wider", tmp_path / "base"),
+    )
+    without, with_base = (told["result"]["metrics"]["accuracy"] for told in (scratch, on))
+    assert with_base > without + 0.1
+    assert refused["error"]["field"] == "training_job.spec.dense.hidden_units"
+    lineage = json.loads((tmp_path / "on" / "lineage.json").read_text())
+    assert lineage["base_version"] == {
+        "name": BASE,
+        "weights_sha256": base["result"]["weightsSha256"],
+        "new_last_layer": False,
+    }
+
+
+@pytest.mark.slow
+def test_of_other_labels_the_last_layer_starts_anew(tmp_path: Path) -> None:
+    target = load_digits().target
+    still = small(1)
+    still.training.learning_rate = 1e-9
+    train(
+        (small(3), digits(tmp_path / "1.npz", target != 9), tmp_path / "base", None),
+        (still, digits(tmp_path / "2.npz", target > 0), tmp_path / "on", tmp_path / "base"),
+        (still, digits(tmp_path / "3.npz", target >= 0), tmp_path / "more", tmp_path / "base"),
+    )
+    weights = {name: np.load(tmp_path / name / "weights.npz") for name in ("base", "on", "more")}
+    for name in ("on", "more"):
+        for place in ("0/0", "0/1"):
+            np.testing.assert_allclose(weights[name][place], weights["base"][place], atol=1e-6)
+        lineage = json.loads((tmp_path / name / "lineage.json").read_text())
+        assert lineage["base_version"]["new_last_layer"]
+    assert np.abs(weights["on"]["0/2"] - weights["base"]["0/2"]).max() > 0.1
+    assert weights["more"]["0/2"].shape == (32, 10)
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_the_base_version_until_something_is_learned(tmp_path: Path) -> None:
+    known = load_diabetes()
+    for name, rows in (("low", known.target < 150), ("high", known.target >= 150)):
+        lines = np.column_stack([known.data, known.target])[rows]
+        header = ",".join([*known.feature_names, "progress"])
+        np.savetxt(tmp_path / f"{name}.csv", lines, delimiter=",", header=header, comments="")
+    asked = table("tabular_regression", target="progress")
+    asked.training.MergeFrom(pb.Training(max_epochs=5, ensemble_size=2))
+    still = pb.TrainingSpec()
+    still.CopyFrom(asked)
+    still.training.MergeFrom(pb.Training(max_epochs=1, learning_rate=1e-9))
+    told = train(
+        (asked, tmp_path / "low.csv", tmp_path / "base", None),
+        (still, tmp_path / "high.csv", tmp_path / "on", tmp_path / "base"),
+    )
+    assert all("result" in one for one in told)
+    rows = {
+        name: known.data[:50, place, None].astype(np.float32)
+        for place, name in enumerate(known.feature_names)
+    }
+    before, after = (
+        ort.InferenceSession(tmp_path / name / "model.onnx").run(["value"], rows)[0]
+        for name in ("base", "on")
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-4)
