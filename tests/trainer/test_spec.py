@@ -14,7 +14,7 @@ from tests.trainer.specs import MODEL, image, tabular
 
 def test_fills_in_the_defaults_of_the_contract() -> None:
     spec = parse_spec(tabular())
-    assert spec.family == Dense(hidden_units=(64, 32), dropout=0.1)
+    assert spec.family == Dense(hidden_units=(256, 128), dropout=0.2)
     assert (spec.split.validation_fraction, spec.split.test_fraction) == (0.15, 0.15)
     training = spec.training
     assert (training.max_epochs, training.batch_size, training.learning_rate) == (40, 32, 0.001)
@@ -31,7 +31,7 @@ def test_images_are_convolutional_by_default() -> None:
 def test_an_explicit_zero_is_not_the_default() -> None:
     spec = tabular()
     spec.dense.dropout = 0
-    assert parse_spec(spec).family == Dense(hidden_units=(64, 32), dropout=0)
+    assert parse_spec(spec).family == Dense(hidden_units=(256, 128), dropout=0)
 
 
 @pytest.mark.parametrize(

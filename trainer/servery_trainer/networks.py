@@ -34,9 +34,9 @@ class Dense:
         Raises:
             FieldInvalidError: A field is out of its range.
         """
-        units = tuple(family.hidden_units) or (64, 32)
+        units = tuple(family.hidden_units) or (256, 128)
         _each(units, 4096, 16, f"{path}.hidden_units")
-        return cls(hidden_units=units, dropout=_dropout(family, 0.1, path))
+        return cls(hidden_units=units, dropout=_dropout(family, 0.2, path))
 
     def to_proto(self) -> pb.DenseFamily:
         """Render it; `parse` gives an equal value back."""

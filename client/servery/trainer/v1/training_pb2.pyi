@@ -1707,10 +1707,10 @@ class DenseFamily(_message.Message):
     HIDDEN_UNITS_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     dropout: _builtins.float
-    """Fraction of units dropped after each hidden layer in training, 0 to 0.9. Unset: 0.1."""
+    """Fraction of units dropped after each hidden layer in training, 0 to 0.9. Unset: 0.2."""
     @_builtins.property
     def hidden_units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Units of each hidden layer, 1 to 4096 each, at most 16 layers. Empty: 64, 32."""
+        """Units of each hidden layer, 1 to 4096 each, at most 16 layers. Empty: 256, 128."""
 
     def __init__(
         self,
