@@ -19,7 +19,7 @@ from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
 from servery_trainer.quantities import Quantities
 from servery_trainer.recommendation_task import RecommendationTask
 from servery_trainer.spec import parse_spec
-from servery_trainer.targets import Classes, Target
+from servery_trainer.targets import Classes, Place, Target
 from servery_trainer.tasks import Fill, TextTask
 from servery_trainer.windows import Horizons
 from tests.trainer.specs import table as spec_of
@@ -55,7 +55,7 @@ def target(goal: str) -> Target:
             return Horizons(values=ahead, naive_errors_B=np.ones(ROWS, np.float32), column="y")
         case "a number":
             values = rng.normal(-3000, 40, (ROWS, 1)).astype(np.float32)
-            return Quantities(values=values, column="y")
+            return Quantities(values=values, place=Place(column="y"))
         case "what is normal":
             nothing = np.zeros(ROWS, np.int64)
             return Normality(values=nothing, column="", normal="", false_alarm_rate=0.2)
@@ -67,7 +67,7 @@ def target(goal: str) -> Target:
             return Interactions(values=pairs, items=items, times_B=None, task=task)
         case _:
             truths = (rng.random((ROWS, 3)) < 0.4).astype(np.uint8)
-            return LabelSets(values=truths, labels=("a", "b", "c"), columns=("y",))
+            return LabelSets(values=truths, labels=("a", "b", "c"), places=(Place(column="y"),))
 
 
 GOALS = ["classes", "a number", "labels"]

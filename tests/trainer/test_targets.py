@@ -14,6 +14,7 @@ from servery_trainer.examples import Examples, load_examples
 from servery_trainer.label_sets import LabelSets
 from servery_trainer.spec import parse_spec
 from servery_trainer.split import split_rows
+from servery_trainer.targets import Place
 from tests.trainer.specs import table
 
 
@@ -231,7 +232,7 @@ def test_every_part_of_a_split_shows_the_rarest_label() -> None:
     rng = np.random.default_rng(0)
     values = (rng.random((200, 4)) < [0.5, 0.5, 0.02, 0.3]).astype(np.uint8)
     values[:3, 2] = 1
-    target = LabelSets(values=values, labels=tuple("abcd"), columns=("x",))
+    target = LabelSets(values=values, labels=tuple("abcd"), places=(Place(column="x"),))
     split = split_rows(target.strata_B, validation_fraction=0.15, test_fraction=0.15, seed=0)
     for rows in (split.train, split.validation, split.test):
         assert values[rows, 2].any()

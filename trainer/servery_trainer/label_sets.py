@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value, shown
 from servery_trainer.split import MIN_ROWS_PER_CLASS
-from servery_trainer.targets import encode_labels, require_rows
+from servery_trainer.targets import Place, encode_labels, require_rows
 
 MAX_LABELS: Final = 1000
 
@@ -27,8 +27,8 @@ class LabelSets:
     values: NDArray[np.uint8]
     """[B, K]: 1 where one applies, else 0."""
     labels: tuple[str, ...]
-    columns: tuple[str, ...]
-    """That of each label, or the one that lists all of them."""
+    places: tuple[Place, ...]
+    """That of each label, or the one that has all of them."""
 
     @property
     def width(self) -> int:
@@ -57,21 +57,23 @@ class LabelSets:
             found = f"only the label {shown(self.labels[0])!r}" if self.labels else "no label"
             raise DatasetInvalidError(
                 Problem.ONE_CLASS,
-                f"column {self.columns[0]!r} holds {found}; give two labels or more, or learn a"
-                " single one as a class",
-                column=self.columns[0],
+                f"{self.places[0]} holds {found}; give two labels or more, or learn a single one"
+                " as a class",
+                column=self.places[0].column,
+                array=self.places[0].array,
             )
         with_it = self.values.sum(axis=0, dtype=np.int64)
         rarer = np.minimum(with_it, rows - with_it)
         rare = int(rarer.argmin())
         if rarer[rare] < MIN_ROWS_PER_CLASS:
-            column = self.columns[rare if len(self.columns) > 1 else 0]
+            place = self.places[rare if len(self.places) > 1 else 0]
             raise DatasetInvalidError(
                 Problem.RARE_CLASS if rarer[rare] else Problem.ONE_CLASS,
-                f"label {shown(self.labels[rare])!r} of column {column!r} applies to"
-                f" {with_it[rare]} of {rows} rows, but each part (training, validation, test) needs"
-                " a row with it and one without; add rows or remove the label",
-                column=column,
+                f"label {shown(self.labels[rare])!r} of {place} applies to {with_it[rare]} of"
+                f" {rows} rows, but each part (training, validation, test) needs a row with it and"
+                " one without; add rows or remove the label",
+                column=place.column,
+                array=place.array,
             )
 
     def describe(self, rows: NDArray[np.int64]) -> Mapping[str, Any]:
@@ -110,7 +112,8 @@ class LabelColumnsReader:
     def target(self, rows: int) -> LabelSets:
         """See `TargetReader`."""
         values = np.ascontiguousarray(np.concatenate(self._parts))
-        return LabelSets(values=values, labels=self.columns, columns=self.columns)
+        places = tuple(Place(column=column) for column in self.columns)
+        return LabelSets(values=values, labels=self.columns, places=places)
 
 
 class LabelListReader:
@@ -145,4 +148,5 @@ class LabelListReader:
             )
         values = np.zeros((len(self._sets), len(labels)), np.uint8)
         values[row_B, codes] = 1
-        return LabelSets(values=values, labels=labels, columns=self.columns)
+        places = (Place(column=self.columns[0]),)
+        return LabelSets(values=values, labels=labels, places=places)

@@ -46,10 +46,10 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
         case Classes(values=codes_B, labels=labels):
             weights = class_weights(settings, codes_B[train], len(labels))
             return Classification(labels), CrossEntropy(weights)
-        case Quantities(values=values, column=column):
+        case Quantities(values=values, place=place):
             numbers = values[train].astype(np.float64)
             mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
-            return Regression(column, deviation**2), SquaredError(mean, deviation)
+            return Regression(place.meaning, deviation**2), SquaredError(mean, deviation)
         case Horizons(values=values, column=column, naive_errors_B=naive_errors_B):
             numbers = values[train].astype(np.float64)
             mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from servery_trainer import tables
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value, shown
-from servery_trainer.targets import require_rows
+from servery_trainer.targets import Place, require_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Quantities:
 
     values: NDArray[np.float32]
     """[B, 1], finite."""
-    column: str
+    place: Place
     """Where they come from."""
 
     width = 1
@@ -41,9 +41,9 @@ class Quantities:
         if self.values.min() == self.values.max():
             raise DatasetInvalidError(
                 Problem.CONSTANT_TARGET,
-                f"column {self.column!r} holds {self.values[0, 0]:g} in all rows; there is nothing"
-                " to learn",
-                column=self.column,
+                f"{self.place} holds {self.values[0, 0]:g} in all rows; there is nothing to learn",
+                column=self.place.column,
+                array=self.place.array,
             )
 
     def describe(self, rows: NDArray[np.int64]) -> Mapping[str, Any]:
@@ -80,7 +80,7 @@ class QuantityReader:
     def target(self, rows: int) -> Quantities:
         """See `TargetReader`."""
         values = np.concatenate(self._parts)[:, None]
-        return Quantities(values=values, column=self.columns[0])
+        return Quantities(values=values, place=Place(column=self.columns[0]))
 
 
 def parse_quantities(first_row: int, column: str, cells: Any) -> NDArray[np.float32]:

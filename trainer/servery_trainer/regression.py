@@ -24,11 +24,11 @@ class Regression:
     """See `heads.Head`; the answers are the numbers [B, 1].
 
     Args:
-        column: Where the numbers come from.
+        meaning: What the numbers are.
         variance: Of the numbers of the training part, over 0.
     """
 
-    column: str
+    meaning: str
     variance: float
 
     score = "r2"
@@ -36,8 +36,8 @@ class Regression:
     @property
     def outputs(self) -> tuple[Output, ...]:
         """See `Head`."""
-        meaning = f"column `{self.column}`"
-        return (Output(name=VALUE, dtype=np.dtype(np.float32), shape=(1,), meaning=meaning),)
+        dtype = np.dtype(np.float32)
+        return (Output(name=VALUE, dtype=dtype, shape=(1,), meaning=self.meaning),)
 
     def decode(self, answers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """See `Head`."""

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
-from servery_trainer import columns, sources, tables
+from servery_trainer import array_targets, columns, sources, tables
+from servery_trainer.aims import Goal
 from servery_trainer.archives import ArrayHeader
 from servery_trainer.arrays import open_arrays
 from servery_trainer.data_errors import DatasetInvalidError, Problem, shown
 from servery_trainer.images import NATIVE, Sizing
 from servery_trainer.sequence_tasks import SequenceTask
-from servery_trainer.targets import Classes, Place, Target, TargetReader
+from servery_trainer.targets import Target, TargetReader
 from servery_trainer.tasks import ImageTask
 
 IMAGE_INPUT: Final = "image"
@@ -184,21 +185,30 @@ def are_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def read_images(task: ImageTask, path: Path) -> Rows:
-    """Read the images and the classes of a file of arrays.
+    """Read the images of a file of arrays and what they teach.
 
     Raises:
         DatasetInvalidError: An array is missing, of a wrong shape or dtype, or holds NaN; or a row
-            has no class.
+            teaches nothing.
+        FieldInvalidError: The labels have another number of names.
     """
     shapes = {3: "[row, height, width]", 4: "[row, height, width, channel]"}
-    images, target = _read_arrays(path, task.sizing, task.images, task.labels, "images", shapes)
+    images, taught = _read_arrays(
+        path, task.sizing, task.images, task.target, task.goal, "images", shapes
+    )
+    target = array_targets.read(
+        task.goal, taught, task.target, task.names, f"training_job.spec.{task.name}.names"
+    )
     return _array_rows(IMAGE_INPUT, images[..., None] if images.ndim == 3 else images, target)
 
 
 def read_sequences(task: SequenceTask, path: Path) -> Rows:
     """Read the sequences and the classes of an NPZ file; see `read_images`."""
     shapes = {2: "[row, step]", 3: "[row, step, channel]"}
-    numbers, target = _read_arrays(path, NATIVE, task.sequences, task.labels, "sequences", shapes)
+    numbers, taught = _read_arrays(
+        path, NATIVE, task.sequences, task.labels, Goal.CLASS, "sequences", shapes
+    )
+    target = array_targets.read(Goal.CLASS, taught, task.labels, (), "")
     numbers = numbers.astype(np.float32)
     return _array_rows(SEQUENCE_INPUT, numbers[..., None] if numbers.ndim == 2 else numbers, target)
 
@@ -209,21 +219,29 @@ def _array_rows(name: str, values: NDArray[Any], target: Target) -> Rows:
 
 
 def _read_arrays(
-    path: Path, sizing: Sizing, name: str, labels: str, what: str, shapes: Mapping[int, str]
-) -> tuple[NDArray[Any], Classes]:
-    """Read an array of numbers and one of classes.
+    path: Path,
+    sizing: Sizing,
+    name: str,
+    target: str,
+    goal: Goal,
+    what: str,
+    shapes: Mapping[int, str],
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read an array of numbers and that of what they teach.
 
     Args:
         path: The file.
         sizing: How image files become images of one size.
         name: The array of numbers.
-        labels: The array of classes.
+        target: The array of what they teach.
+        goal: What that is.
         what: What the numbers are.
         shapes: The shapes they may have, by rank.
     """
     with open_arrays(path, sizing) as archive:
-        _check_arrays(name, labels, what, shapes, archive.headers)
-        values, classes = archive.load(name), archive.load(labels)
+        _check_arrays(name, target, what, shapes, archive.headers)
+        array_targets.check_header(goal, archive.headers[target])
+        values, taught = archive.load(name), archive.load(target)
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
@@ -238,17 +256,17 @@ def _read_arrays(
                 array=name,
             )
         values = values if values.dtype == np.float16 else narrow
-    return values, Classes.of(_class_texts(classes, labels), Place(array=labels))
+    return values, taught
 
 
 def _check_arrays(
     name: str,
-    labels: str,
+    target: str,
     what: str,
     shapes: Mapping[int, str],
     headers: Mapping[str, ArrayHeader],
 ) -> None:
-    for wanted in (name, labels):
+    for wanted in (name, target):
         if wanted not in headers:
             known = ", ".join(headers)
             raise DatasetInvalidError(
@@ -256,19 +274,13 @@ def _check_arrays(
                 f"there is no array {shown(wanted)!r}; the file has {shown(known)}",
                 array=wanted,
             )
-    values, classes = headers[name], headers[labels]
+    values = headers[name]
     if len(values.shape) not in shapes:
         raise DatasetInvalidError(
             Problem.WRONG_SHAPE,
             f"array {name!r} has shape {values.shape}; {what} must be"
             f" {' or '.join(shapes.values())}",
             array=name,
-        )
-    if len(classes.shape) != 1:
-        raise DatasetInvalidError(
-            Problem.WRONG_SHAPE,
-            f"array {labels!r} has shape {classes.shape}; classes must be [row]",
-            array=labels,
         )
     if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
         raise DatasetInvalidError(
@@ -277,33 +289,3 @@ def _check_arrays(
             " at most 64 bits",
             array=name,
         )
-    if classes.dtype.kind not in "iuUS":
-        raise DatasetInvalidError(
-            Problem.WRONG_DTYPE,
-            f"array {labels!r} is of dtype {classes.dtype}; classes must be integers or text",
-            array=labels,
-        )
-
-
-def _class_texts(classes: NDArray[Any], array: str) -> list[str]:
-    texts = []
-    for row, value in enumerate(classes.tolist(), start=1):
-        try:
-            text = value.decode() if isinstance(value, bytes) else str(value)
-            text.encode()  # surrogates cannot be served
-        except UnicodeError:
-            raise DatasetInvalidError(
-                Problem.MALFORMED,
-                f"row {row} of array {array!r} is not UTF-8 text",
-                row=row,
-                array=array,
-            ) from None
-        if not text.strip():
-            raise DatasetInvalidError(
-                Problem.MISSING_VALUE,
-                f"row {row} of array {array!r} is empty; give it a class or remove the row",
-                row=row,
-                array=array,
-            )
-        texts.append(text)
-    return texts

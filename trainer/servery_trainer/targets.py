@@ -81,6 +81,11 @@ class Place:
     def __str__(self) -> str:
         return f"column {self.column!r}" if self.column else f"array {self.array!r}"
 
+    @property
+    def meaning(self) -> str:
+        """What an output says that was learned from here."""
+        return f"column `{self.column}`" if self.column else f"array `{self.array}`"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classes:

@@ -124,39 +124,61 @@ class TabularTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTask:
-    """Learn the class of an image from its pixels."""
+    """Learn something of an image from its pixels."""
 
+    goal: Goal = Goal.CLASS
     images: str
-    labels: str
+    """The array of images."""
+    target: str
+    """The array of what they teach."""
+    names: tuple[str, ...] = ()
+    """Of LABELS: their names; empty to number them."""
     duplicates: pb.DuplicatePolicy.ValueType
     sizing: Sizing = NATIVE
 
-    name: ClassVar = "image_classification"
-    dataset_formats: ClassVar = arrays.FORMATS
     slice_columns: ClassVar = ()
 
     @classmethod
-    def parse(cls, task: pb.ImageClassification, path: str) -> Self:
+    def parse(cls, goal: Goal, task: Any, path: str) -> Self:
         """Parse the message at `path`.
 
         Raises:
             FieldInvalidError: A field is malformed.
         """
-        images, labels = task.images or "images", task.labels or "labels"
-        if images == labels:
-            raise FieldInvalidError(f"{path}.labels", labels, "be another array than the images")
+        taught = _IMAGE[goal][2]
+        images, target = task.images or "images", getattr(task, taught) or "labels"
+        if images == target:
+            rule = "be another array than the images"
+            raise FieldInvalidError(f"{path}.{taught}", target, rule)
         return cls(
+            goal=goal,
             images=images,
-            labels=labels,
+            target=target,
+            names=columns(task.names, (), f"{path}.names") if goal is Goal.LABELS else (),
             duplicates=duplicate_policy(task.duplicates, path),
             sizing=Sizing.parse(task.sizing, f"{path}.sizing"),
         )
 
-    def to_proto(self) -> pb.ImageClassification:
+    @property
+    def name(self) -> str:
+        """That of the field of the spec."""
+        return _IMAGE[self.goal][0]
+
+    @property
+    def dataset_formats(self) -> frozenset[dataset_pb2.DatasetFormat.ValueType]:
+        """Those that can hold what is to be learned."""
+        has_any_array = frozenset({dataset_pb2.DATASET_FORMAT_NPZ})
+        return has_any_array if self.goal is Goal.LABELS else arrays.FORMATS
+
+    def to_proto(self) -> Any:
         """Render it; `parse` gives an equal value back."""
-        return pb.ImageClassification(
+        _, message, taught = _IMAGE[self.goal]
+        fields: dict[str, Any] = {taught: self.target}
+        if self.goal is Goal.LABELS:
+            fields["names"] = self.names
+        return message(
+            **fields,
             images=self.images,
-            labels=self.labels,
             duplicates=self.duplicates,
             sizing=self.sizing.to_proto(),
         )
@@ -228,6 +250,13 @@ _TABULAR: Final[dict[Goal, tuple[str, Any]]] = {
     Goal.LABELS: ("tabular_multi_label", pb.TabularMultiLabel),
     Goal.ANOMALY: ("anomaly_detection", pb.AnomalyDetection),
 }
+_IMAGE: Final[dict[Goal, tuple[str, Any, str]]] = {
+    Goal.CLASS: ("image_classification", pb.ImageClassification, "labels"),
+    Goal.NUMBER: ("image_regression", pb.ImageRegression, "values"),
+    Goal.LABELS: ("image_multi_label", pb.ImageMultiLabel, "labels"),
+}
+"""Name and type of the field of the spec, and the field of it with the array that teaches."""
+
 _TEXT: Final[dict[Goal, tuple[str, Any]]] = {
     Goal.CLASS: ("text_classification", pb.TextClassification),
     Goal.NUMBER: ("text_regression", pb.TextRegression),
@@ -245,8 +274,6 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
     chosen = spec.WhichOneof("task") or ""
     path, message = f"{root}.{chosen}", getattr(spec, chosen, None)
     match message:
-        case pb.ImageClassification():
-            return ImageTask.parse(message, path)
         case pb.SequenceClassification():
             return SequenceTask.parse(message, path)
         case pb.Forecasting():
@@ -256,6 +283,9 @@ def parse_task(spec: pb.TrainingSpec, root: str) -> Task:
     for goal, (name, _) in _TABULAR.items():
         if chosen == name:
             return TabularTask.parse(goal, message, path)
+    for goal, (name, *_) in _IMAGE.items():
+        if chosen == name:
+            return ImageTask.parse(goal, message, path)
     for goal, (name, _) in _TEXT.items():
         if chosen == name:
             return TextTask.parse(goal, message, path)
@@ -270,6 +300,8 @@ def has_classes(task: Task) -> bool:
             return False
         case TabularTask() | TextTask():
             return task.aim.goal not in (Goal.NUMBER, Goal.ANOMALY)
+        case ImageTask():
+            return task.goal is not Goal.NUMBER
         case _:
             return True
 
@@ -279,6 +311,8 @@ def tells_accuracy(task: Task) -> bool:
     match task:
         case TabularTask() | TextTask():
             return task.aim.goal is Goal.CLASS
+        case ImageTask():
+            return task.goal is Goal.CLASS
         case _:
             return has_classes(task)
 

@@ -144,7 +144,9 @@ def train(
         Family | None,
         typer.Option(help="Default: dense for tables and texts, convolutional for images."),
     ] = None,
-    framework: Annotated[Framework, typer.Option(help="Library to train it with.")] = Framework.KERAS,
+    framework: Annotated[
+        Framework, typer.Option(help="Library to train it with.")
+    ] = Framework.KERAS,
     fields: Annotated[
         list[str] | None,
         typer.Option(
@@ -232,16 +234,16 @@ def train(
                 message.fill.CopyFrom(constants)
             else:
                 message.text = text
-        elif task is not Task.CLASSIFICATION:
-            raise typer.BadParameter(f"--task {task}: images and sequences are classified only")
         elif _holds_sequences(dataset):
+            if task is not Task.CLASSIFICATION:
+                raise typer.BadParameter(f"--task {task}: sequences are classified only")
             spec.sequence_classification.labels = target or ""
             spec.sequence_classification.duplicates = repeated
         else:
-            spec.image_classification.images = images
-            spec.image_classification.labels = target or ""
-            spec.image_classification.duplicates = repeated
-            spec.image_classification.sizing.CopyFrom(sizing(fit, size))
+            message = _show(spec, task, target or "")
+            message.images = images
+            message.duplicates = repeated
+            message.sizing.CopyFrom(sizing(fit, size))
         if family is not None:
             getattr(spec, family.value).SetInParent()
         _assign(spec, fields or [])
@@ -276,6 +278,22 @@ def _teach(spec: pb.TrainingSpec, task: Task, target: str | None, text: str | No
     else:
         message.target = target
     return message
+
+
+def _show(spec: pb.TrainingSpec, task: Task, target: str) -> Any:
+    """Say what images are to teach; return the message of the task."""
+    match task:
+        case Task.CLASSIFICATION:
+            spec.image_classification.labels = target
+            return spec.image_classification
+        case Task.REGRESSION:
+            spec.image_regression.values = target
+            return spec.image_regression
+        case Task.MULTI_LABEL:
+            spec.image_multi_label.labels = target
+            return spec.image_multi_label
+        case _:
+            raise typer.BadParameter(f"--task {task} learns from tables, not from images")
 
 
 def _holds_sequences(dataset: dataset_pb2.Dataset) -> bool:

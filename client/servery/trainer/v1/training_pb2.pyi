@@ -593,6 +593,8 @@ class TrainingSpec(_message.Message):
     SEQUENCE_CLASSIFICATION_FIELD_NUMBER: _builtins.int
     FORECASTING_FIELD_NUMBER: _builtins.int
     RECOMMENDATION_FIELD_NUMBER: _builtins.int
+    IMAGE_REGRESSION_FIELD_NUMBER: _builtins.int
+    IMAGE_MULTI_LABEL_FIELD_NUMBER: _builtins.int
     DENSE_FIELD_NUMBER: _builtins.int
     CONVOLUTIONAL_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
@@ -665,6 +667,14 @@ class TrainingSpec(_message.Message):
         """Who took what, from a dataset as above."""
 
     @_builtins.property
+    def image_regression(self) -> Global___ImageRegression:
+        """Images with a number each, from a dataset in NPZ, IDX or IMAGES."""
+
+    @_builtins.property
+    def image_multi_label(self) -> Global___ImageMultiLabel:
+        """Images with any number of labels each, from an NPZ dataset."""
+
+    @_builtins.property
     def dense(self) -> Global___DenseFamily:
         """A dense network; fits every task. Of a text it sees which words are in it."""
 
@@ -735,6 +745,8 @@ class TrainingSpec(_message.Message):
         sequence_classification: Global___SequenceClassification | None = ...,
         forecasting: Global___Forecasting | None = ...,
         recommendation: Global___Recommendation | None = ...,
+        image_regression: Global___ImageRegression | None = ...,
+        image_multi_label: Global___ImageMultiLabel | None = ...,
         dense: Global___DenseFamily | None = ...,
         convolutional: Global___ConvolutionalFamily | None = ...,
         embedding: Global___EmbeddingFamily | None = ...,
@@ -751,13 +763,13 @@ class TrainingSpec(_message.Message):
         base_version: _builtins.str = ...,
         explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "custom", b"custom", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "convolutional", b"convolutional", "custom", b"custom", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "image_classification", b"image_classification", "image_multi_label", b"image_multi_label", "image_regression", b"image_regression", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "framework", b"framework", "image_classification", b"image_classification", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomaly_detection", b"anomaly_detection", "autoencoder", b"autoencoder", "base_version", b"base_version", "convolutional", b"convolutional", "custom", b"custom", "dataset", b"dataset", "dense", b"dense", "embedding", b"embedding", "explanation", b"explanation", "family", b"family", "forecasting", b"forecasting", "framework", b"framework", "image_classification", b"image_classification", "image_multi_label", b"image_multi_label", "image_regression", b"image_regression", "optimization", b"optimization", "publication", b"publication", "recommendation", b"recommendation", "recurrent", b"recurrent", "sequence_classification", b"sequence_classification", "split", b"split", "tabular_classification", b"tabular_classification", "tabular_multi_label", b"tabular_multi_label", "tabular_regression", b"tabular_regression", "task", b"task", "text_classification", b"text_classification", "text_multi_label", b"text_multi_label", "text_regression", b"text_regression", "training", b"training", "transformer", b"transformer", "two_tower", b"two_tower"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_family: _TypeAlias = _typing.Literal["dense", "convolutional", "embedding", "recurrent", "transformer", "autoencoder", "two_tower", "custom"]  # noqa: Y015
     _WhichOneofArgType_family: _TypeAlias = _typing.Literal["family", b"family"]  # noqa: Y015
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection", "sequence_classification", "forecasting", "recommendation"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["tabular_classification", "image_classification", "text_classification", "tabular_regression", "tabular_multi_label", "text_multi_label", "text_regression", "anomaly_detection", "sequence_classification", "forecasting", "recommendation", "image_regression", "image_multi_label"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_family) -> _WhichOneofReturnType_family | None: ...
@@ -1609,6 +1621,92 @@ class ImageClassification(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageClassification: _TypeAlias = ImageClassification  # noqa: Y015
+
+@_typing.final
+class ImageRegression(_message.Message):
+    """Learn a number from the pixels of an image.
+
+    The served model answers as that of TabularRegression.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    SIZING_FIELD_NUMBER: _builtins.int
+    images: _builtins.str
+    """As for ImageClassification."""
+    values: _builtins.str
+    """The array of numbers: [row] or [row, 1], numbers or texts that are, such as the names of folders.
+    Empty: `labels`.
+    """
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for ImageClassification."""
+    @_builtins.property
+    def sizing(self) -> Global___ImageSizing:
+        """As for ImageClassification."""
+
+    def __init__(
+        self,
+        *,
+        images: _builtins.str = ...,
+        values: _builtins.str = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        sizing: Global___ImageSizing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sizing", b"sizing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "images", b"images", "sizing", b"sizing", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageRegression: _TypeAlias = ImageRegression  # noqa: Y015
+
+@_typing.final
+class ImageMultiLabel(_message.Message):
+    """Learn which of several labels apply to an image.
+
+    The served model answers as that of TabularMultiLabel.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    SIZING_FIELD_NUMBER: _builtins.int
+    images: _builtins.str
+    """As for ImageClassification."""
+    labels: _builtins.str
+    """The array of labels: [row, label], booleans or integers 0 and 1. Empty: `labels`."""
+    duplicates: Global___DuplicatePolicy.ValueType
+    """As for ImageClassification."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of all labels in their order. Empty: they are numbered from 0."""
+
+    @_builtins.property
+    def sizing(self) -> Global___ImageSizing:
+        """As for ImageClassification."""
+
+    def __init__(
+        self,
+        *,
+        images: _builtins.str = ...,
+        labels: _builtins.str = ...,
+        duplicates: Global___DuplicatePolicy.ValueType = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        sizing: Global___ImageSizing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sizing", b"sizing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "images", b"images", "labels", b"labels", "names", b"names", "sizing", b"sizing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageMultiLabel: _TypeAlias = ImageMultiLabel  # noqa: Y015
 
 @_typing.final
 class ImageSizing(_message.Message):
