@@ -19,6 +19,17 @@ class Models:
         """Return the resource name of a model id; a resource name is returned as it is."""
         return model if "/" in model else f"{self._connection.tenant}/models/{model}"
 
+    def version_name(self, text: str) -> str:
+        """Return the resource name behind `MODEL@VERSION`; a resource name is returned as it is.
+
+        VERSION is a number or an alias; without one it is the alias `production`.
+        """
+        if "/" in text:
+            return text
+        model, _, version = text.partition("@")
+        kind = "versions" if version.isdecimal() else "aliases"
+        return f"{self.name(model)}/{kind}/{version or 'production'}"
+
     def get(self, model: str) -> pb.Model:
         """Return a model with its aliases, by id or resource name."""
         request = pb.GetModelRequest(name=self.name(model))

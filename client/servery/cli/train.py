@@ -57,6 +57,7 @@ class Family(StrEnum):
     TRANSFORMER = "transformer"
     AUTOENCODER = "autoencoder"
     TWO_TOWER = "two_tower"
+    CUSTOM = "custom"
 
 
 class Framework(StrEnum):
@@ -147,6 +148,17 @@ def train(
     framework: Annotated[
         Framework, typer.Option(help="Library to train it with.")
     ] = Framework.KERAS,
+    module: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Python file that builds the network."),
+    ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Go on from a version: MODEL, MODEL@ALIAS, MODEL@NUMBER or a resource name.",
+        ),
+    ] = "",
     fields: Annotated[
         list[str] | None,
         typer.Option(
@@ -188,6 +200,7 @@ def train(
             split=pb.Split(method=split.method, column=split_column),
             framework=pb.Framework.Value(f"FRAMEWORK_{framework.name}"),
             publication=pb.Publication(model=servery.models.name(model), alias=alias),
+            base_version=servery.models.version_name(base) if base else "",
         )
         gaps = pb.MissingPolicy.Value(f"MISSING_POLICY_{missing.name}")
         repeated = pb.DuplicatePolicy.Value(f"DUPLICATE_POLICY_{duplicates.name}")
@@ -246,6 +259,10 @@ def train(
             message.sizing.CopyFrom(sizing(fit, size))
         if family is not None:
             getattr(spec, family.value).SetInParent()
+        if module is not None:
+            if family not in (None, Family.CUSTOM):
+                raise typer.BadParameter(f"--module builds a network, --family {family} another")
+            spec.custom.module = _source(module)
         _assign(spec, fields or [])
         terms = pb.TrainingJob(
             priority=priority_of(priority),
@@ -278,6 +295,13 @@ def _teach(spec: pb.TrainingSpec, task: Task, target: str | None, text: str | No
     else:
         message.target = target
     return message
+
+
+def _source(module: Path) -> str:
+    try:
+        return module.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"--module {module}: is not UTF-8 text") from None
 
 
 def _show(spec: pb.TrainingSpec, task: Task, target: str) -> Any:
