@@ -17,12 +17,13 @@ from servery_trainer.custom_code import CustomCodeError, CustomCodeForbiddenErro
 from servery_trainer.custom_module import call_build
 from servery_trainer.executor import Work
 from servery_trainer.jobs import Outcome
-from servery_trainer.local_executor import SANDBOX, LocalExecutor, installation
+from servery_trainer.local_executor import JOB_COMMAND, SANDBOX, LocalExecutor, installation
 from servery_trainer.networks import Custom
 from servery_trainer.resources import Resources
 from servery_trainer.spec import parse_spec
 from tests.trainer.service import CSV, failure, running_trainer, spec
 from tests.trainer.specs import tabular
+from tests.trainer.test_commands import Shell
 
 FINE = """
 import keras
@@ -298,3 +299,29 @@ async def test_a_module_that_is_no_python_fails_at_once(tmp_path: Path) -> None:
 
 def test_an_error_without_a_line_says_so() -> None:
     assert str(CustomCodeError("RAISED", "no")) == "the module: no"
+
+
+@needs_sandbox
+@pytest.mark.slow
+async def test_a_tenant_that_may_trains_its_own_network_and_goes_on_from_it(
+    tmp_path_factory: pytest.TempPathFactory, registry: str
+) -> None:
+    directory = tmp_path_factory.mktemp("t")
+    (directory / "own.py").write_text(FINE)
+    (directory / "rows.csv").write_bytes(CSV)
+    address = f"unix:{directory / 's'}"
+    tenants = ("default",)
+    async with running_trainer(
+        directory / "d", JOB_COMMAND, registry, listen=address, custom_code_tenants=tenants
+    ) as client:
+        shell = Shell(address, client)
+        train = ("train", str(directory / "rows.csv"), "--target", "kind", "--model", "own")
+        own = (*train, "--module", str(directory / "own.py"), "--max-epochs", "2", "--detach")
+        units = ("--set", 'custom.parameters={"units": 4}')
+        asked = await shell.json(*own, *units)
+        made = await client.end(asked["name"], within_s=110)
+        assert made.result.version == "tenants/default/models/own/versions/1", made.error
+        asked = await shell.json(*own, *units, "--from", "own@1")
+        assert asked["spec"]["base_version"] == made.result.version
+        on = await client.end(asked["name"], within_s=110)
+        assert on.result.version == "tenants/default/models/own/versions/2", on.error

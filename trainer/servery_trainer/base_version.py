@@ -178,6 +178,12 @@ class BaseVersion:
         if spec.task.name != self.spec.task.name:
             rule = f"be a version of a model for {spec.task.name}, not for {self.spec.task.name}"
             raise FieldInvalidError(FIELD, self.name, rule)
+        if spec.framework != self.spec.framework:
+            chosen, rightly = map(
+                training_pb2.Framework.Name, (spec.framework, self.spec.framework)
+            )
+            rule = f"be {rightly}, that of the base version"
+            raise FieldInvalidError(f"{ROOT}.framework", chosen, rule)
         _require_equal_family(spec, self.spec)
         ours, theirs = spec.training.ensemble_size, self.spec.training.ensemble_size
         if ours != theirs:
