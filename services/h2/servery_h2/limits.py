@@ -138,6 +138,7 @@ class Tolerance:
         self._resets = Budget(limits.reset_burst, limits.reset_rate, clock)
         self._control = Budget(limits.control_burst, limits.control_rate, clock)
         self._calls = 0
+        self._expected = 0
         self._useful = 0
 
     def spend_control(self, useful: int) -> None:
@@ -165,6 +166,9 @@ class Tolerance:
         Raises:
             H2ConnectionError: There were too many.
         """
+        if self._expected:
+            self._expected -= 1
+            return
         if self._resets.spend():
             return
         self._resets.earn(_RESETS_PER_CALL * (calls - self._calls))
@@ -172,6 +176,6 @@ class Tolerance:
         if not self._resets.spend():
             raise calm("too many resets")
 
-    def forgive_reset(self) -> None:
-        """Expect one more reset: the deadline of a call passed here, and so it does at the peer."""
-        self._resets.earn(1)
+    def expect_reset(self) -> None:
+        """The deadline of a call passed here, as it does at the peer: one reset is not counted."""
+        self._expected += 1
