@@ -163,7 +163,8 @@ class Connection(asyncio.Protocol):
         """Forget a stream."""
         if self.streams.pop(stream.stream_id, None) is None:
             return
-        self.inflow.release(stream)
+        if stream.held_bytes:
+            self.inflow.release(stream)
         stream.close(cancelled=cancelled)
         if self.life.draining:
             self.close_if_done()

@@ -134,9 +134,8 @@ class Inflow:
 
     def release(self, stream: Stream) -> None:
         """The stream is over: what it held is free."""
-        if stream.held_bytes:
-            self._memory.held -= stream.held_bytes
-            stream.held_bytes = 0
+        self._memory.held -= stream.held_bytes
+        stream.held_bytes = 0
 
     def _check(self, stream_id: int, length: int, flags: int, padding: int) -> Stream | None:
         connection = self._connection

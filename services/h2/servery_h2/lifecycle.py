@@ -39,15 +39,12 @@ class Lifecycle:
         self._strikes = 0
         self._draining_since: float | None = None
         self._grace_s = float("inf")
+        self.draining = False
+        """The peer was told to open no more streams."""
         self.greeted = False
         """The preface and the SETTINGS of the peer came."""
         self.last_accepted = frames.MAX_STREAM_ID
         """Streams above it are ignored: the peer was told so."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether the peer was told to open no more streams."""
-        return self._draining_since is not None
 
     def heard(self, now: float) -> None:
         """Something came."""
@@ -84,6 +81,7 @@ class Lifecycle:
         """Tell the peer to go; the connection closes when its last stream ends."""
         if self._draining_since is not None:
             return
+        self.draining = True
         self._draining_since = now
         self._grace_s = grace_s
         out = self._connection.out

@@ -237,21 +237,25 @@ class Stream(Sending):
         if self.closed:
             return
         self.cancelled = True
-        self.connection.tolerance.forgive_reset()
+        self.connection.tolerance.expect_reset()
         self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 
     def close(self, *, cancelled: bool) -> None:
         """Let go of everything: END_STREAM went both ways, or either side reset."""
         self.closed = True
-        self.connection.out.forget(self)
+        # Asked for one by one, since most streams have none of these, and calls cost.
+        if self.pending is not None:
+            self.connection.out.forget(self)
         if self.timer is not None:
             self.timer.cancel()
         if cancelled:
             self.cancelled = True
             if self.task is not None:
                 self.task.cancel()
-        self.wake()
-        self.on_drained()
+        if self.waiting is not None:
+            self.wake()
+        if self.drained is not None:
+            self.on_drained()
         self.inbox = None
         if self.on_done is not None:
             for callback in self.on_done:

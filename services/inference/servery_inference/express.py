@@ -180,16 +180,19 @@ def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None
         )
         if run is None:
             return None
-        form.is_large = sum(value.nbytes for value in run.values) > _MAX_BYTES * len(requests)
         messages = form.render(requests, run.values)
+        form.is_large = len(messages[0]) > _MAX_BYTES
     except (ServeryError, NotRowWiseError):
         return None
     except Exception:  # A bug; it must not keep others of the turn from their answers.
         log.exception("the short way failed for model %s", form.model)
         return None
     compute_ns = run.compute_infer_ns // len(requests)
-    usage = ((USAGE_HEADER, usage_text(servable.version, form.rows, compute_ns)),)
     return [
-        Reply(message, usage if request.is_metered else ())
+        Reply(message, _usage(form, compute_ns) if request.is_metered else ())
         for message, request in zip(messages, requests, strict=True)
     ]
+
+
+def _usage(form: Form, compute_ns: int) -> tuple[tuple[str, str], ...]:
+    return ((USAGE_HEADER, usage_text(form.servable.version, form.rows, compute_ns)),)

@@ -191,9 +191,15 @@ class ModelStatistics:
         durations = self.batches.get(batch_size)
         if durations is None:
             durations = self.batches[batch_size] = BatchDurations()
-        durations.compute_input.add(compute_input_ns)
-        durations.compute_infer.add(compute_infer_ns)
-        durations.compute_output.add(compute_output_ns)
+        stage = durations.compute_input
+        stage.count += 1
+        stage.ns += compute_input_ns
+        stage = durations.compute_infer
+        stage.count += 1
+        stage.ns += compute_infer_ns
+        stage = durations.compute_output
+        stage.count += 1
+        stage.ns += compute_output_ns
 
     def record_cache_hit(self, ns: int) -> None:
         """Count one request that the response cache answered, after `ns`: it is a success too."""
