@@ -27,7 +27,7 @@ def progress(**fields: Any) -> None:
 
 def result(bundle: Path, out: Path) -> None:
     shutil.copytree(bundle, out)
-    say(result={"metrics": {"accuracy": 0.75}, "labels": ["no", "yes"]})
+    say(result={"metrics": {"accuracy": 0.75}, "labels": ["no", "yes"], "version": "mine"})
 
 
 def learn(args: argparse.Namespace, spec: Any) -> None:
@@ -79,6 +79,7 @@ def main() -> int:
                 progress(step=step)
         case "garbles":
             sys.stdout.buffer.write(b"\xff\xfe\n[]\n7\n{}\n\n" + b"x" * 100_000 + b"\n")
+            sys.stdout.buffer.write(b"[" * 100_000 + b"\n")
             sys.stdout.buffer.write(b'{"result": {"metrics": 3}}\n{"progress": "soon"}\n')
             sys.stdout.flush()
         case "refuses":

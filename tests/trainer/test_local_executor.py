@@ -53,6 +53,7 @@ async def test_tells_progress_in_order_then_the_result(
     outcome = await executor.run(work(tmp_path, "succeeds"), seen)
     assert isinstance(outcome, pb.TrainingResult)
     assert outcome.metrics["accuracy"] == 0.75
+    assert outcome.version == ""  # Whatever the process says: the registry gives it.
     assert [p.phase for p in seen[:2]] == [pb.PHASE_STARTING, pb.PHASE_TRAINING]
     assert [p.epoch for p in seen] == [0, 1, 2, 3]
     assert (work(tmp_path, "succeeds").bundle / "model.onnx").exists()

@@ -215,9 +215,10 @@ class _Said:
                 self.on_progress(_parse(message["progress"], pb.Progress()))
             elif "result" in message:
                 self.result = _parse(message["result"], pb.TrainingResult())
+                self.result.version = ""  # The registry gives it.
             else:
                 self.error = _parse(message["error"], pb.JobError())
-        except (ValueError, TypeError, KeyError, json_format.ParseError):
+        except (ValueError, TypeError, KeyError, RecursionError, json_format.ParseError):
             log.warning("%s wrote what is no message: %.200r", self.name, line)
 
     def outcome(self, status: int, memory_bytes: int) -> Outcome:

@@ -1,5 +1,6 @@
 """What kind of network a job trains, parsed; `families` builds it."""
 
+import hashlib
 import json
 import keyword
 from collections.abc import Mapping, Sequence
@@ -274,6 +275,10 @@ class Custom:
         return cls(
             module=family.module, parameters=_parameters(family.parameters, f"{path}.parameters")
         )
+
+    def lineage(self) -> dict[str, str]:
+        """Say of a version which module built its networks."""
+        return {"module_sha256": hashlib.sha256(self.module.encode()).hexdigest()}
 
     def to_proto(self) -> pb.CustomFamily:
         """Render it; `parse` gives an equal value back."""

@@ -157,6 +157,7 @@ def run(
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
             | (base.lineage() if base else {})
+            | (spec.family.lineage() if isinstance(spec.family, Custom) else {})
             | _ensemble(spec, histories, weights),
         },
         {
