@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 from sklearn.datasets import load_digits
@@ -13,7 +14,7 @@ from sklearn.neural_network import MLPClassifier
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
-from servery_trainer import profiling, variants
+from servery_trainer import parity, profiling, quantization, variants
 from servery_trainer.classification import Classification
 from servery_trainer.hyperparameters import Optimization
 from servery_trainer.parity import Graph
@@ -72,7 +73,8 @@ def built() -> tuple[Variant, ...]:
         HEAD, {"pixels": pixels[1200:1216]}, expected, {"pixels": pixels[1200:]}, codes[1200:], 1e-4
     )
     wanted = Optimization(objective=SIZE, max_accuracy_drop=0.05)
-    return variants.optimize(model, {"pixels": pixels[:1200]}, proof, wanted, 1)
+    measured, _ = variants.optimize(model, {"pixels": pixels[:1200]}, proof, wanted, 1)
+    return measured
 
 
 def test_builds_and_measures_all_of_them(built: tuple[Variant, ...]) -> None:
@@ -105,7 +107,7 @@ def test_without_a_wish_for_speed_or_size_nothing_else_is_built() -> None:
     model, pixels, codes = digits_graph()
     rows = {"pixels": pixels[:64]}
     proof = Proof(HEAD, rows, Graph(model, 1).predict(rows), rows, codes[:64], 1e-4)
-    (only,) = variants.optimize(model, rows, proof, Optimization(), 1)
+    (only,), _ = variants.optimize(model, rows, proof, Optimization(), 1)
     assert only.chosen
     assert only.model is model
 
@@ -189,3 +191,45 @@ def test_a_budget_of_time_that_nothing_keeps_names_what_would() -> None:
         variants.choose(slow, Optimization(max_latency_us=30))
     assert refused.value.metadata["field"] == "training_job.spec.optimization.max_latency_us"
     assert "at least 40" in str(refused.value)
+
+
+@pytest.mark.skipif(
+    parity.CUDA in ort.get_available_providers(), reason="there may be a device to measure on"
+)
+def test_what_needs_a_device_that_is_not_there_is_listed_with_the_reason() -> None:
+    model, pixels, codes = digits_graph()
+    rows = {"pixels": pixels[1200:1216]}
+    proof = Proof(HEAD, rows, Graph(model, 1).predict(rows), rows, codes[1200:1216], 1e-4)
+    wanted = Optimization(objective=LATENCY, max_accuracy_drop=1)
+    measured, unmeasured = variants.optimize(model, rows, proof, wanted, 1)
+    assert "float16" not in [variant.name for variant in measured]
+    assert [one.name for one in unmeasured] == ["float16"]
+    assert parity.CUDA in unmeasured[0].refusal
+
+
+def test_half_floats_halve_the_networks_and_nothing_else() -> None:
+    original, pixels, _ = digits_graph()
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    graph = model.graph
+    scale = numpy_helper.from_array(
+        np.array([1e6], np.float32), "scale"
+    )  # no 16-bit float is so large
+    large = helper.make_node("Div", ["raw", "scale"], ["_/features"])
+    for node in graph.node:
+        node.input[:] = ["_/features" if name == "pixels" else name for name in node.input]
+        for names in (node.input, node.output):
+            names[:] = ["_/answers" if name == "probabilities" else name for name in names]
+    last = helper.make_node("Identity", ["_/answers"], ["probabilities"])
+    nodes = [large, *graph.node, last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.append(scale)
+    graph.input[0].name = "raw"
+    narrow = quantization.float16(model)
+    rows = {"raw": pixels[1200:] * np.float32(1e6)}
+    one, other = (Graph(each, 1).predict(rows) for each in (model, narrow))
+    assert (one["label"] == other["label"]).mean() > 0.99
+    np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=0.01)
+    assert narrow.ByteSize() < 0.55 * model.ByteSize()
+    assert [value.type for value in narrow.graph.output] == [value.type for value in graph.output]

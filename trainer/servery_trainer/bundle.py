@@ -22,7 +22,7 @@ from servery_trainer.explanation import Importance
 from servery_trainer.heads import Arrays, Findings, Output, datatype
 from servery_trainer.parity import Parity
 from servery_trainer.profiling import Latency
-from servery_trainer.variants import Variant
+from servery_trainer.variants import Unmeasured, Variant
 
 GOLDEN_ROWS: Final = 16
 """At least so many golden rows, if so many were held out; more to show each class."""
@@ -169,12 +169,12 @@ def _completeness(findings: pb.Explained) -> Any:
     }
 
 
-def profile(variants: Sequence[Variant], threads: int) -> Any:
-    """Render the measured graphs and where they were measured."""
+def profile(variants: Sequence[Variant], unmeasured: Sequence[Unmeasured], threads: int) -> Any:
+    """Render the measured graphs and where they were measured, and those that were not."""
     (chosen,) = (variant for variant in variants if variant.chosen)
     return {
         "runtime": f"onnxruntime {version('onnxruntime')}",
-        "execution_provider": "CPUExecutionProvider",
+        "execution_provider": chosen.graph.provider,
         "threads": threads,
         "machine": {"system": platform.system(), "architecture": platform.machine()},
         "variant": chosen.name,
@@ -184,6 +184,7 @@ def profile(variants: Sequence[Variant], threads: int) -> Any:
                 "name": variant.name,
                 "chosen": variant.chosen,
                 "refusal": variant.refusal,
+                "execution_provider": variant.graph.provider,
                 "size_bytes": variant.size_bytes,
                 "golden_error": variant.error if np.isfinite(variant.error) else None,
                 "golden_tolerance": variant.tolerance,
@@ -193,6 +194,9 @@ def profile(variants: Sequence[Variant], threads: int) -> Any:
                 "latencies": _latencies(variant.latencies),
             }
             for variant in variants
+        ],
+        "unmeasured": [
+            {"name": variant.name, "refusal": variant.refusal} for variant in unmeasured
         ],
     }
 

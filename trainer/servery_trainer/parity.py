@@ -73,21 +73,27 @@ class Parity:
     tolerance: float
 
 
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+
+
 class Graph:
-    """A model loaded into ONNX Runtime on the CPU.
+    """A model loaded into ONNX Runtime.
 
     Args:
         model: What to load.
         threads: Threads of one run, at least 1.
+        provider: What computes it, `CPU` or `CUDA`; the latter leaves what it cannot to the CPU.
     """
 
-    def __init__(self, model: onnx.ModelProto, threads: int) -> None:
+    def __init__(self, model: onnx.ModelProto, threads: int, provider: str = CPU) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options, providers=list(dict.fromkeys((provider, CPU)))
         )
-
+        self.provider = self._session.get_providers()[0]
+        """What does compute it: ONNX Runtime falls back without a word."""
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:

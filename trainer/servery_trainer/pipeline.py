@@ -125,7 +125,7 @@ def run(
     test, truth = examples.take(split.test), target.values[split.test]
     shown = bundle.pick_golden(head.clearness_B(answers), target.strata_B[held_out])
     golden, expected = examples.take(held_out[shown]), head.decode(answers[shown])
-    variants = optimize(
+    variants, unmeasured = optimize(
         model,
         examples.take(split.train[:CALIBRATION_ROWS]),
         Proof(head, golden, expected, test, truth, proven.tolerance),
@@ -153,7 +153,7 @@ def run(
             "metrics.json": bundle.metrics(
                 findings, len(truth), slices, proven, importances, explained.findings
             ),
-            "profile.json": bundle.profile(variants, threads),
+            "profile.json": bundle.profile(variants, unmeasured, threads),
             "statistics.json": bundle.statistics(examples, split.train),
             "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
             | (base.lineage() if base else {})
@@ -177,7 +177,10 @@ def run(
         rows=_row_counts(examples, split),
         epochs=epochs,
         latencies=_latencies(chosen),
-        variants=[_variant(variant) for variant in variants],
+        variants=[
+            *map(_variant, variants),
+            *(training_pb2.Variant(name=one.name, refusal=one.refusal) for one in unmeasured),
+        ],
         importances=[
             training_pb2.Importance(
                 input=importance.input,

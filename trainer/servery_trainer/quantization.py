@@ -3,6 +3,7 @@
 Shape suffixes: B rows.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,20 @@ from typing import Any, Final
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import helper
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from servery_trainer.frameworks import ANSWERS, FEATURES
 
 CALIBRATION_ROWS: Final = 256
 _CALIBRATION_BATCH: Final = 32
+_FEATURES: Final = re.compile(f"_+/{FEATURES}")
+_ANSWERS: Final = re.compile(f"_+/{ANSWERS}")
+"""What `export` calls them in the whole graph."""
+
 _PRODUCTS: Final = ["MatMul", "Gemm"]
 _STATIC: Final = ["Conv", "MatMul", "Gemm", "Relu", "MaxPool"]
 """Not those that preprocessing and label decoding use: these stay exact."""
@@ -72,6 +82,44 @@ def int8_static(model: onnx.ModelProto, calibration: Mapping[str, NDArray[Any]])
         )
 
     return _rewritten(model, write)
+
+
+def float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store the weights of the networks as 16-bit floats and compute in these.
+
+    Preprocessing and the decoding of answers, which see numbers of any size, stay as they are.
+    """
+    graph = model.graph
+    places = {output: index for index, node in enumerate(graph.node) for output in node.output}
+    (features,) = (name for name in places if _FEATURES.fullmatch(name))
+    (answers,) = (name for name in places if _ANSWERS.fullmatch(name))
+    first, last = places[features] + 1, places[answers] + 1
+    inner = graph.node[first:last]
+    read = {name for node in inner for name in node.input}
+    networks = helper.make_model(
+        helper.make_graph(
+            inner,
+            "networks",
+            [helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(answers, onnx.TensorProto.FLOAT, None)],
+            [constant for constant in graph.initializer if constant.name in read],
+        ),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    converted = OnnxModel(convert_float_to_float16(networks, keep_io_types=True))
+    converted.topological_sort()  # the first nodes were added last
+    narrow = converted.model.graph
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    del rewritten.graph.node[:], rewritten.graph.initializer[:]
+    rewritten.graph.node.extend([*graph.node[:first], *narrow.node, *graph.node[last:]])
+    rewritten.graph.initializer.extend(narrow.initializer)
+    rewritten.graph.initializer.extend(
+        constant for constant in graph.initializer if constant.name not in read
+    )
+    onnx.checker.check_model(rewritten)
+    return rewritten
 
 
 class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]

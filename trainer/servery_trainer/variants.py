@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2 as pb
@@ -17,7 +18,7 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer import profiling, quantization
 from servery_trainer.heads import Arrays, Head
 from servery_trainer.hyperparameters import Optimization
-from servery_trainer.parity import Graph, compare
+from servery_trainer.parity import CPU, CUDA, Graph, compare
 from servery_trainer.profiling import Latency
 from servery_trainer.scores import Interval, bootstrap
 from servery_trainer.spec import ROOT
@@ -25,6 +26,8 @@ from servery_trainer.spec import ROOT
 FLOAT32: Final = "float32"
 INT8_TOLERANCE: Final = 0.1
 """Largest relative error on golden rows, which are clear cases."""
+FLOAT16_TOLERANCE: Final = 0.02
+"""The same; 16-bit floats have 11 bits."""
 NOISE: Final = 0.08
 """Graphs whose times differ by a smaller share are as fast as each other."""
 
@@ -56,6 +59,15 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmeasured:
+    """A graph that there is no measure of."""
+
+    name: str
+    refusal: str
+    """Why."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """What variants are judged by."""
 
@@ -78,7 +90,7 @@ def optimize(
     proof: Proof,
     wanted: Optimization,
     threads: int,
-) -> tuple[Variant, ...]:
+) -> tuple[tuple[Variant, ...], tuple[Unmeasured, ...]]:
     """Build and measure variants of a graph, and choose one.
 
     Args:
@@ -89,30 +101,44 @@ def optimize(
         threads: Threads of one run, at least 1.
 
     Returns:
-        All variants, `float32` first; one of them is chosen.
+        All variants, `float32` first, one of which is chosen; and what else there could be.
 
     Raises:
         FieldInvalidError: None is as fast as was asked for.
     """
-    makers: dict[str, tuple[Callable[[], onnx.ModelProto], float]] = {
-        FLOAT32: (lambda: model, proof.tolerance)
+    makers: dict[str, tuple[Callable[[], onnx.ModelProto], float, str]] = {
+        FLOAT32: (lambda: model, proof.tolerance, CPU)
     }
     if wanted.objective != pb.OBJECTIVE_ACCURACY or wanted.max_latency_us:
         makers |= {
-            "optimized": (lambda: quantization.optimized(model), proof.tolerance),
-            "int8_dynamic": (lambda: quantization.int8_dynamic(model), INT8_TOLERANCE),
-            "int8_static": (lambda: quantization.int8_static(model, calibration), INT8_TOLERANCE),
+            "optimized": (lambda: quantization.optimized(model), proof.tolerance, CPU),
+            "int8_dynamic": (lambda: quantization.int8_dynamic(model), INT8_TOLERANCE, CPU),
+            "int8_static": (
+                lambda: quantization.int8_static(model, calibration),
+                INT8_TOLERANCE,
+                CPU,
+            ),
+            "float16": (lambda: quantization.float16(model), FLOAT16_TOLERANCE, CUDA),
         }
-    built = {}
-    for name, (make, tolerance) in makers.items():
+    built, unmeasured = {}, []
+    for name, (make, tolerance, provider) in makers.items():
+        if provider not in ort.get_available_providers():
+            unmeasured.append(Unmeasured(name, f"ONNX Runtime has no {provider} here"))
+            continue
         try:
             variant = make()
-            built[name] = (variant, Graph(variant, threads), tolerance)
+            graph = Graph(variant, threads, provider)
         except Exception:
             if name == FLOAT32:
                 raise
             log.exception("the variant %s cannot be built", name)  # it is an offer, not a promise
-    return choose(_measure(built, proof), wanted)
+            unmeasured.append(Unmeasured(name, "it cannot be built of this graph"))
+            continue
+        if graph.provider != provider:
+            unmeasured.append(Unmeasured(name, f"the {provider} finds no device here"))
+        else:
+            built[name] = (variant, graph, tolerance)
+    return choose(_measure(built, proof), wanted), tuple(unmeasured)
 
 
 def _measure(

@@ -2310,10 +2310,10 @@ class Optimization(_message.Message):
     """Which of the graphs that give the same answers, more or less, is published.
 
     `float32` is the graph as converted. Unless the objective is ACCURACY and any latency will do,
-    three more are built and measured beside it on the trainer's machine: `optimized` (the same,
-    rewritten by ONNX Runtime), `int8_dynamic` (weights of matrix products as 8-bit integers) and
-    `int8_static` (activations too, calibrated on rows of the training part). No 8-bit graph is
-    chosen that is slower than `float32`.
+    more are built and measured beside it on the trainer's machine: `optimized` (the same, rewritten
+    by ONNX Runtime), `int8_dynamic` (weights of matrix products as 8-bit integers), `int8_static`
+    (activations too, calibrated on rows of the training part) and, on a CUDA device alone, `float16`
+    (networks in 16-bit floats). No 8-bit graph is chosen that is slower than `float32`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2654,7 +2654,9 @@ class TrainingResult(_message.Message):
 
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
-        """The graphs that were built and measured; the chosen one is the version."""
+        """The graphs that were built and measured, of which the chosen one is the version; then those
+        that could not be, with nothing but `name` and `refusal`.
+        """
 
     @_builtins.property
     def importances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Importance]:
@@ -2904,7 +2906,7 @@ class Variant(_message.Message):
     ACCURACY_DROP_FIELD_NUMBER: _builtins.int
     ACCURACY_DROP_INTERVAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`float32`, `optimized`, `int8_dynamic` or `int8_static`."""
+    """`float32`, `optimized`, `int8_dynamic`, `int8_static` or `float16`."""
     chosen: _builtins.bool
     """It is the one that was published."""
     refusal: _builtins.str
