@@ -134,10 +134,10 @@ async def test_a_stream_that_is_cut_off_leaves_nothing_behind(tmp_path: Path) ->
     graphs.store(tmp_path, "plus", graphs.plus(1))
     async with serve_directory(tmp_path) as channel:
         forever = infer_request("endless", {"x": np.array([1 << 62])})
-        call = stub(channel).ModelStreamInfer(iter([plus_request(1), forever, forever]))
-        await anext(aiter(call))
-        call.cancel()
-        while True:  # The runs were ended, or this would not come to an end.
+        while True:  # The runs are ended, or this would not come to an end.
+            call = stub(channel).ModelStreamInfer(iter([plus_request(1), forever, forever]))
+            await anext(aiter(call))
+            call.cancel()  # Perhaps before a run began.
             request = pb.ModelStatisticsRequest(name="endless")
             (found,) = (await stub(channel).ModelStatistics(request)).model_stats
             if found.inference_stats.fail.count >= 1:

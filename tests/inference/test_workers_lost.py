@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 
 from servery.errors import ApiError
 from servery.inference.v1 import grpc_service_pb2 as pb
@@ -21,6 +22,8 @@ from tests.inference import graphs
 from tests.inference.calling import answers, infer_request, stub
 from tests.inference.test_control import load
 from tests.inference.working import added, added_by_all, children, connections, eventually, serve
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_others_do_not_notice(tmp_path: Path) -> None:
