@@ -270,6 +270,20 @@ async def test_a_version_with_a_broken_explanation_replaces_nothing(
         assert plain(await stub(channel).ModelInfer(explain_request()))["parts"] == PARTS
 
 
+async def test_attributions_differ_by_a_share_of_the_largest_of_them(tmp_path: Path) -> None:
+    x = np.array([[1e6, 0]], np.float32)
+    for model, difference in (("near", 1.0), ("far", 1e4)):
+        told = {"parts": np.array([[1e7, difference]], np.float32), "total": x[:, :1] * 10}
+        golden = graphs.npz({"x": x}, {"y": x + 1}, explanations=told)
+        graphs.store(
+            tmp_path, model, graphs.plus(1), explain_onnx=graphs.parts(), golden_npz=golden
+        )
+    async with serve_directory(tmp_path) as channel:
+        states = await index(channel)
+        assert states["near", "1"][0] == "READY"
+        assert states["far", "1"][0] == "UNAVAILABLE"
+
+
 async def test_a_graph_that_explains_is_opened_where_it_does_no_harm(tmp_path: Path) -> None:
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)

@@ -64,14 +64,19 @@ class Golden:
         Raises:
             LoadFailedError: They are not reproduced within the tolerance, or are of another model.
         """
-        self._check(engine, self.outputs)
+        self._check(engine, self.outputs, 1.0)
 
     def check_explanation(self, engine: Engine) -> None:
-        """Compare what the graph that explains gives, if it is known; see `check`."""
-        if self.explanations:
-            self._check(engine, self.explanations)
+        """Compare what the graph that explains gives, if it is known; see `check`.
 
-    def _check(self, engine: Engine, expected: Mapping[str, Array]) -> None:
+        Attributions are parts of a whole: they differ by a share of the largest of them.
+        """
+        if self.explanations:
+            floats = [array for array in self.explanations.values() if array.dtype.kind == "f"]
+            sizes = (np.abs(np.nan_to_num(array)).max(initial=1.0) for array in floats)
+            self._check(engine, self.explanations, float(max(sizes, default=1.0)))
+
+    def _check(self, engine: Engine, expected: Mapping[str, Array], scale: float) -> None:
         _check_names("input", self.inputs, engine.signature.inputs)
         _check_names("output", expected, engine.signature.outputs)
         try:
@@ -79,7 +84,7 @@ class Golden:
         except RunFailedError as error:
             raise LoadFailedError(f"the golden rows cannot be run: {error}") from None
         for (name, golden), answer in zip(expected.items(), got, strict=True):
-            _compare(name, answer, golden, self.tolerance)
+            _compare(name, answer, golden, self.tolerance, scale)
 
     def rows(self, count: int) -> dict[str, Array]:
         """Return `count` rows of input, repeating them as needed."""
@@ -111,7 +116,7 @@ def _check_names(kind: str, golden: Mapping[str, Array], tensors: Mapping[str, T
             )
 
 
-def _compare(name: str, answer: Array, golden: Array, tolerance: float) -> None:
+def _compare(name: str, answer: Array, golden: Array, tolerance: float, scale: float) -> None:
     if answer.shape != golden.shape:
         raise LoadFailedError(
             f"output {name!r} has the shape {list(answer.shape)} for the golden rows, not"
@@ -125,7 +130,7 @@ def _compare(name: str, answer: Array, golden: Array, tolerance: float) -> None:
                 f" {str(answer.flat[wrong[0]])[:100]!r}, not {str(golden.flat[wrong[0]])[:100]!r}"
             )
         return
-    error = relative_error(answer, golden)
+    error = relative_error(answer, golden, scale)
     if error.max(initial=0) > tolerance:
         raise LoadFailedError(
             f"golden row {_row(error.argmax(), golden)}: output {name!r} differs by"
@@ -133,11 +138,11 @@ def _compare(name: str, answer: Array, golden: Array, tolerance: float) -> None:
         )
 
 
-def relative_error(answer: Array, golden: Array) -> Array:
-    """Return `|answer - golden| / max(|golden|, 1)` as float64, infinite where only one is NaN."""
+def relative_error(answer: Array, golden: Array, scale: float = 1.0) -> Array:
+    """Return `|answer - golden| / max(|golden|, scale)`, infinite where only one is NaN."""
     got, expected = answer.astype(np.float64), golden.astype(np.float64)
     with np.errstate(invalid="ignore"):  # Infinite minus infinite.
-        error: Array = np.abs(got - expected) / np.maximum(np.abs(expected), 1)
+        error: Array = np.abs(got - expected) / np.maximum(np.abs(expected), scale)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     return np.where(same, 0.0, np.nan_to_num(error, nan=np.inf, posinf=np.inf))
 
