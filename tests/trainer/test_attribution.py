@@ -34,7 +34,7 @@ Arrays = dict[str, NDArray[Any]]
 class Linear:
     """Features times weights, plus a bias, then one more operator; see `frameworks.Answering`."""
 
-    def __init__(self, weights: FloatArray, bias: FloatArray, last: str = "Identity") -> None:
+    def __init__(self, weights: NDArray[Any], bias: NDArray[Any], last: str = "Identity") -> None:
         self._weights = weights.astype(np.float32)
         self._bias = bias.astype(np.float32)
         self._last = last

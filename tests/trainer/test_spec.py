@@ -9,7 +9,7 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer.networks import Convolutional, Dense
 from servery_trainer.spec import parse_spec
-from tests.trainer.specs import MODEL, image, tabular
+from tests.trainer.specs import MODEL, image, table, tabular
 
 
 def test_fills_in_the_defaults_of_the_contract() -> None:
@@ -20,6 +20,20 @@ def test_fills_in_the_defaults_of_the_contract() -> None:
     assert (training.max_epochs, training.batch_size, training.learning_rate) == (40, 32, 0.001)
     assert (training.early_stopping_patience, training.seed) == (6, 0)
     assert spec.alias is None
+
+
+def test_answers_are_explained_unless_nobody_wants_it_or_they_are_recommendations() -> None:
+    message = tabular()
+    asked = parse_spec(message).to_proto().explanation
+    assert asked.method == pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS
+    message.explanation.method = pb.EXPLANATION_METHOD_NONE
+    assert not parse_spec(message).explanation.gradients
+    items = table("recommendation", user="who", item="what")
+    assert parse_spec(items).to_proto().explanation.method == pb.EXPLANATION_METHOD_NONE
+    items.explanation.method = pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS
+    with pytest.raises(FieldInvalidError) as refused:
+        parse_spec(items)
+    assert refused.value.metadata["field"] == "training_job.spec.explanation.method"
 
 
 def test_images_are_convolutional_by_default() -> None:
@@ -65,6 +79,7 @@ def test_survives_the_way_through_json(message: pb.TrainingSpec) -> None:
         ("split.validation_fraction", pb.Split(validation_fraction=math.nan)),
         ("split.test_fraction", pb.Split(test_fraction=0.51)),
         ("split.test_fraction", pb.Split(validation_fraction=0.5, test_fraction=0.5)),
+        ("explanation.steps", pb.TrainingSpec(explanation=pb.Explanation(steps=1025))),
         ("training.max_epochs", pb.Training(max_epochs=-1)),
         ("training.max_epochs", pb.Training(max_epochs=10_001)),
         ("training.batch_size", pb.Training(batch_size=65_537)),

@@ -69,6 +69,8 @@ def print_result(job: pb.TrainingJob) -> None:
         f" {result.parity.max_relative_error:.1e} (allowed {result.parity.tolerance:.0e})"
         + (f", labels agree {result.parity.label_agreement:.2%}" if result.labels else "")
     )
+    if result.HasField("explained"):
+        out.print(f"explains  {_explained(result.explained)}", markup=False)
     latencies = "  ".join(f"{t.batch_size}: {t.median_us:.0f} µs" for t in result.latencies)
     out.print(f"latency   {latencies}  (median by batch size)")
     if result.confusion_matrix:
@@ -89,6 +91,16 @@ def score(result: pb.TrainingResult) -> str:
     """Return the figure that the outcome of a job is judged by, with its name."""
     name = result.score or "accuracy"  # a trainer from before there were others names none
     return f"{name} {result.metrics[name]:.4f}"
+
+
+def _explained(explained: pb.Explained) -> str:
+    if explained.refusal:
+        return f"no answers: {explained.refusal}"
+    return (
+        f"{explained.row_count} rows: attributions miss what they explain by"
+        f" {explained.median_gap:.2%} of their absolute sum, at most {explained.largest_gap:.2%}"
+        f" (allowed {explained.tolerance:.0%})"
+    )
 
 
 def _labels(result: pb.TrainingResult) -> Table:
