@@ -92,6 +92,15 @@ async def test_the_same_job_makes_one_version(
     assert await versions(channel, "once") == [second, first]
 
 
+async def test_two_jobs_at_once_make_two_versions_of_one_model(
+    publisher: RegistryPublisher, channel: grpc.aio.Channel, bundle: Path
+) -> None:
+    jobs = [job("shared", name) for name in "ab"]
+    made = await asyncio.gather(*(settle(publisher, each, bundle) for each in jobs))
+    assert sorted(made) == sorted(await versions(channel, "shared"))
+    assert len(set(made)) == 2
+
+
 async def test_what_is_withdrawn_before_the_last_bytes_never_shows(
     publisher: RegistryPublisher, channel: grpc.aio.Channel, bundle: Path
 ) -> None:

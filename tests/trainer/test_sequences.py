@@ -40,6 +40,7 @@ def test_numbers_become_float32_with_a_channel(tmp_path: Path, dtype: Any) -> No
         (np.zeros(12), Problem.WRONG_SHAPE),
         (np.full((12, 5), "x"), Problem.WRONG_DTYPE),
         (np.where(np.eye(12) > 0, np.nan, 1), Problem.NOT_A_NUMBER),
+        (np.array([[1], [1, 2]] * 6, object), Problem.OBJECT_ARRAY),
     ],
 )
 def test_refuses(tmp_path: Path, sequences: Any, problem: Problem) -> None:

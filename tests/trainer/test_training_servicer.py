@@ -70,6 +70,11 @@ def change(asked: pb.TrainingSpec, **fields: Any) -> pb.TrainingSpec:
             id="alias",
         ),
         pytest.param(
+            {"training": {"learning_rate": float("nan")}},
+            "training_job.spec.training.learning_rate",
+            id="no number",
+        ),
+        pytest.param(
             {"training": {"max_epochs": -1}}, "training_job.spec.training.max_epochs", id="range"
         ),
         pytest.param(
@@ -91,6 +96,7 @@ async def test_a_malformed_spec_is_refused(
     ("content", "task", "problem"),
     [
         pytest.param(b"x,kind\n1,a\n2,a\n", {}, "ONE_CLASS", id="one class"),
+        pytest.param(b"x,kind\n1,a\n2,b\n3,c\n", {}, "RARE_CLASS", id="a class for each row"),
         pytest.param(CSV.replace(b"\n5,", b"\n,"), {}, "MISSING_VALUE", id="missing value"),
         pytest.param(CSV.replace(b"\n5,", b"\nfive,"), {}, "NOT_A_NUMBER", id="text"),
         pytest.param(CSV + b"5,5,odd\n", {}, "DUPLICATE_ROW", id="duplicate"),

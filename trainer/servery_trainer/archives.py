@@ -138,8 +138,8 @@ def _read_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, n
     if dtype.hasobject:
         raise DatasetInvalidError(
             Problem.OBJECT_ARRAY,
-            f"array {name!r} holds Python objects, which are never loaded; convert it to numbers"
-            " or text before saving",
+            f"array {name!r} holds Python objects, as arrays of rows of different lengths do; they"
+            " are never loaded: convert it to numbers or text of one shape before saving",
             array=name,
         )
     if dtype.kind not in "biufUS" or not dtype.itemsize:
