@@ -74,6 +74,18 @@ def test_a_table_becomes_a_served_model(platform: Platform, iris: dict[str, list
     np.testing.assert_allclose(answer["probabilities"].sum(axis=1), 1, atol=1e-5)
 
 
+def test_a_served_model_says_why(platform: Platform, iris: dict[str, list[float]]) -> None:
+    with platform.client() as servery:
+        wait_served(servery, "iris")
+        why = servery.explain("iris", iris)
+    added = sum(values for name, values in why.items() if name.startswith("attribution."))
+    explained = why["explained.score"] - why["explained.baseline_score"]
+    np.testing.assert_allclose(added, explained, atol=0.05)
+    shown = platform.cli("predict", "iris", "--input", json.dumps(iris), "--explain")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("ATTRIBUTION") == len(why["explained.score"])
+
+
 def test_every_command_has_json_and_a_table(platform: Platform, iris: dict[str, Any]) -> None:
     with platform.client() as servery:
         wait_served(servery, "iris")

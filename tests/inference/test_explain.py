@@ -290,8 +290,10 @@ async def test_a_graph_that_explains_is_opened_where_it_does_no_harm(tmp_path: P
     for name, data in graphs.explained_plus_bundle(1).items():
         (folder / name).write_bytes(data)
     graphs.store(tmp_path, "bad", graphs.plus(1), explain_onnx=bomb())
-    limits = {"admission_wall_s": 30, "admission_memory_bytes": 2 << 30}
-    async with serve_directory(tmp_path, **limits) as channel:
+    memory_bytes = 2 << 30
+    async with serve_directory(
+        tmp_path, admission_wall_s=30, admission_memory_bytes=memory_bytes
+    ) as channel:
         assert plain(await stub(channel).ModelInfer(explain_request()))["parts"] == PARTS
         state, reason = (await index(channel))["bad", "1"]
         assert state == "UNAVAILABLE"
