@@ -220,6 +220,7 @@ class TestFinishedJob:
         lineage = job.document("lineage.json")
         assert lineage["split"]["train"]["row_count"] == job.result.rows.train
         assert lineage["libraries"]["onnxruntime"] == ort.__version__
+        assert isinstance(lineage["findings"], list)
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def _array_name(shape: tuple[int, ...]) -> str:
 def _no_pair(what: str) -> DatasetInvalidError:
     return DatasetInvalidError(
         Problem.MISSING_ARRAY,
-        f"an archive of IDX files holds one with images and one with their labels; {what}",
+        f"an archive of IDX files holds one with images and one with their labels; {what}; pack"
+        " each pair as a dataset of its own, which a job divides by itself",
     )
 
 

@@ -28,6 +28,7 @@ from servery_trainer import (
 from servery_trainer.canonical import canonical
 from servery_trainer.checkpoints import CheckpointStore, digest
 from servery_trainer.cleaning import count_clipped, count_imputed
+from servery_trainer.data_report import data_report
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.explanation import permutation_importance
 from servery_trainer.fitting import fit_preprocessing, vocabulary_size
@@ -80,6 +81,7 @@ def run(
     libraries = bundle.libraries(framework.libraries())
 
     report(_phase(training_pb2.PHASE_PREPARING, spec))
+    findings_of_data = data_report(spec, dataset)  # first: it holds the table in memory, too
     examples = load_examples(spec, dataset)
     target = examples.target
     split = examples.split
@@ -158,7 +160,8 @@ def run(
             "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
             | (base.lineage() if base else {})
             | (spec.family.lineage() if isinstance(spec.family, Custom) else {})
-            | _ensemble(spec, histories, weights),
+            | _ensemble(spec, histories, weights)
+            | {"findings": findings_of_data},
         },
         {
             "curves.png": plots.curves(epochs, objective.figure),
