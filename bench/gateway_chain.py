@@ -35,7 +35,6 @@ from transport_load import FIELDS, Load
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from servery.inference.v1 import grpc_service_pb2 as oip
-from servery_gateway.database import open_sqlite
 from servery_gateway.envoy import ADMIN_SOCKET, admin, is_ready
 from servery_gateway.keyring import utc_now
 from servery_gateway.model_routes import ModelRoute
@@ -45,6 +44,7 @@ from servery_gateway.snapshot import Resource
 from servery_gateway.store import Store
 from servery_gateway.tenants import Tenant
 from servery_h2 import Server
+from servery_rpc.database import open_database
 from servery_rpc.names import ModelName, TenantName
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -327,7 +327,7 @@ async def gateway(directory: Path, models: int) -> AsyncIterator[Way]:
 def seed(data_dir: Path, models: int) -> None:
     """Store one route for `digits` and for each of `models` - 1 tenants."""
     make_private_directory(data_dir)
-    engine = open_sqlite(data_dir / "gateway.db")
+    engine = open_database(data_dir / "gateway.db", "servery_gateway")
     store, routes = Store(engine), RouteStore(engine)
     for n in range(models):
         tenant = TenantName("default" if n == 0 else f"tenant-{n}")

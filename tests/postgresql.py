@@ -56,6 +56,16 @@ def database(server: URL) -> Iterator[URL]:
     engine.dispose()
 
 
+def schema(server: URL) -> URL:
+    """Make what is as empty as a new database and faster to make: a schema of its own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+    engine.dispose()
+    return server.update_query_dict({"options": f"-csearch_path={name}"})
+
+
 def _run(user: str | None, *argv: str | Path) -> None:
     subprocess.run(argv, check=True, cwd="/", stdout=subprocess.DEVNULL, user=user)
 

@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, create_engine, inspect
 
-from tests.postgresql import database
+from tests.postgresql import schema
 
 
 @pytest.mark.parametrize("process", ["servery_gateway", "servery_registry", "servery_trainer"])
@@ -16,10 +16,9 @@ def test_migrations_run_on_postgresql(postgresql_server: URL, process: str) -> N
     package = import_module(process)
     config = Config()
     config.set_main_option("script_location", str(Path(package.__path__[0]) / "migrations"))
-    with database(postgresql_server) as url:
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-        assert len(inspect(engine).get_table_names()) > 2
-        engine.dispose()
+    engine = create_engine(schema(postgresql_server))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    assert len(inspect(engine).get_table_names()) > 2
+    engine.dispose()

@@ -23,7 +23,6 @@ from servery_gateway.cluster_watch import ClusterWatch
 from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.credentials import renew_credentials
 from servery_gateway.data_plane import DataPlane
-from servery_gateway.database import open_postgresql, open_sqlite
 from servery_gateway.identity_servicer import IdentityServicer
 from servery_gateway.issuers import IssuerKeys
 from servery_gateway.keyring import Keyring, utc_now
@@ -47,6 +46,7 @@ from servery_gateway.state import StateReader
 from servery_gateway.store import Store
 from servery_gateway.usage_servicer import UsageServicer
 from servery_gateway.usage_store import UsageStore
+from servery_rpc.database import open_database
 from servery_rpc.names import DEFAULT_TENANT
 from servery_rpc.server import RunningServer, serving
 
@@ -147,6 +147,5 @@ def _open_data(settings: GatewaySettings, now: datetime) -> tuple[Engine, bytes,
     make_private_directory(settings.data_dir)
     pepper = load_or_create(settings.data_dir / "key-pepper", lambda: secrets.token_bytes(32))
     keys = SigningKeys(settings.data_dir, timedelta(days=settings.signing_key_days), now)
-    url = settings.database_url
-    engine = open_postgresql(url) if url else open_sqlite(settings.data_dir / "gateway.db")
-    return engine, pepper, keys
+    where = settings.database_url or settings.data_dir / "gateway.db"
+    return open_database(where, "servery_gateway"), pepper, keys

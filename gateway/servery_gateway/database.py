@@ -1,39 +1,12 @@
-"""The database of the gateway: how it is opened, and its tables."""
+"""The tables of the gateway."""
 
-import logging
-import os
 from datetime import UTC, datetime, timedelta
-from importlib.resources import as_file, files
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import (
-    URL,
-    BigInteger,
-    Boolean,
-    Engine,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    Text,
-    create_engine,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from servery_rpc.errors import DependencyUnavailableError
-
-log = logging.getLogger(__name__)
-
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MIGRATING: Final = 0x53657276
-"""The lock of who changes the schema."""
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -182,64 +155,3 @@ def to_us(time: datetime) -> int:
 def from_us(microseconds: int) -> datetime:
     """Return a time that was stored."""
     return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def open_sqlite(path: Path) -> Engine:
-    """Open the SQLite database at `path`, made for this user alone, with the newest schema."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    engine = create_engine(f"sqlite:///{path}")
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # We begin transactions; the driver would begin late.
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=5000",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    migrate(engine)
-    event.listen(engine, "handle_error", _unavailable)
-    return engine
-
-
-def open_postgresql(url: URL) -> Engine:
-    """Open the PostgreSQL database at `url`, with the newest schema.
-
-    Raises:
-        RuntimeError: It cannot be reached; the message has no secret.
-    """
-    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
-    try:
-        migrate(engine)
-    except OperationalError as error:
-        engine.dispose()
-        raise RuntimeError(f"the database cannot be used: {error.orig}") from None
-    event.listen(engine, "handle_error", _unavailable)
-    return engine
-
-
-def _unavailable(context: ExceptionContext) -> None:
-    """Say that the database is away, or too busy, in the words of who asked for something else."""
-    if context.is_pre_ping:
-        return  # Only a connection of before is dead; the pool makes another.
-    if isinstance(context.sqlalchemy_exception, OperationalError):
-        log.error("the database does not answer: %s", context.original_exception)
-        raise DependencyUnavailableError("database") from context.original_exception
-
-
-def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version, all of it or nothing."""
-    with as_file(files("servery_gateway") / "migrations") as scripts, engine.begin() as connection:
-        if engine.dialect.name == "postgresql":  # SQLite lets one in at a time anyway.
-            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
-        config = Config()
-        config.set_main_option("script_location", str(scripts))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
-
 from servery_gateway.address import Address, HostAddress, UnixAddress, parse_address
 from servery_gateway.model_routes import DEFAULT_POOL
 from servery_gateway.quota import MAX_PER_SECOND
-from servery_rpc.settings import ServerSettings, is_private, option
+from servery_rpc.database import DatabaseSettings
+from servery_rpc.settings import is_private, option
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 _POOL: Final = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewaySettings(ServerSettings):
+class GatewaySettings(DatabaseSettings):
     """The control plane of Servery's gateway: tenants, keys, and the configuration of Envoy."""
 
     listen: str = option(
@@ -27,11 +25,6 @@ class GatewaySettings(ServerSettings):
         " for this user alone"
     )
     data_dir: Path = option("directory of the database and the secrets; made if it is missing")
-    database: str | None = option(
-        "postgresql://user@host/name of the database; a password comes from PGPASSFILE or"
-        " PGPASSWORD. Unset: SQLite in the data directory",
-        None,
-    )
     public_listen: str = option(
         "ip:port that Envoy serves clients on. Beyond loopback only with TLS"
     )
@@ -79,8 +72,8 @@ class GatewaySettings(ServerSettings):
     )
 
     def __post_init__(self) -> None:
-        """See `ServerSettings.__post_init__`."""
-        ServerSettings.__post_init__(self)
+        """See `DatabaseSettings.__post_init__`."""
+        DatabaseSettings.__post_init__(self)
         if not isinstance(parse_address(self.listen, "listen"), UnixAddress):
             raise ValueError(
                 f"listen must be unix:PATH, not {self.listen!r}: whoever reaches it may do anything"
@@ -90,8 +83,6 @@ class GatewaySettings(ServerSettings):
                 "tls_certificate is not for the control plane's own socket; the certificate for"
                 " clients is public_tls_certificate"
             )
-        if self.database is not None:
-            self.database_url  # noqa: B018 parsed, so that a bad one is refused now
         if self.signing_key_days < 1:
             raise ValueError(f"signing_key_days must be at least 1, not {self.signing_key_days}")
         for name, least in (("key_exchanges_per_minute", 1), ("tenant_requests_per_second", 0)):
@@ -125,25 +116,6 @@ class GatewaySettings(ServerSettings):
                 f"public_listen is {self.public_listen!r}, which others can reach: give"
                 " public_tls_certificate and public_tls_key, or listen on 127.0.0.1"
             )
-
-    @property
-    def database_url(self) -> URL | None:
-        """`database`, parsed."""
-        if self.database is None:
-            return None
-        try:
-            url = make_url(self.database)
-        except ArgumentError:
-            url = None
-        # Neither is shown: what is wrong may be a secret.
-        if url is None or url.drivername != "postgresql":
-            raise ValueError("database must be like postgresql://user@host/name")
-        if url.password is not None:
-            raise ValueError(
-                "database must not have a password, which others on this machine could see; set"
-                " PGPASSFILE or PGPASSWORD instead"
-            )
-        return url
 
     @property
     def public_address(self) -> HostAddress:

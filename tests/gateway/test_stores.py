@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 
 import servery_gateway
 from servery_gateway.billing_store import EVERYBODY, BillingStore
 from servery_gateway.budget import Alert, Budget
-from servery_gateway.database import migrate, open_postgresql, open_sqlite
 from servery_gateway.keys import ApiKey, ApiKeyNotFoundError, Permission
 from servery_gateway.model_routes import ModelRoute
 from servery_gateway.pricing import Prices
@@ -27,8 +26,8 @@ from servery_gateway.store import Store
 from servery_gateway.tenants import Tenant, TenantExistsError, TenantNotFoundError
 from servery_gateway.usage import MINUTES_A_DAY, Bill, Call, Sums, parse_query
 from servery_gateway.usage_store import UsageStore
+from servery_rpc.database import migrate, open_database
 from servery_rpc.names import ApiKeyName, IdentityName, ModelName, TenantName
-from tests.postgresql import database
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MINUTE = int(START.timestamp() // 60)
@@ -37,18 +36,12 @@ ACME = TenantName("acme")
 KEY = ApiKeyName("acme", "0f")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+@pytest.fixture
+def engine(empty_database: Path | URL) -> Iterator[Engine]:
     """An empty database."""
-    if request.param == "sqlite":
-        opened = open_sqlite(tmp_path / "gateway.db")
-        yield opened
-        opened.dispose()
-    else:
-        with database(request.getfixturevalue("postgresql_server")) as url:
-            opened = open_postgresql(url.set(drivername="postgresql"))
-            yield opened
-            opened.dispose()
+    opened = open_database(empty_database, "servery_gateway")
+    yield opened
+    opened.dispose()
 
 
 @pytest.fixture
@@ -235,7 +228,7 @@ def test_a_schema_of_before_keeps_its_usage(tmp_path: Path) -> None:
         connection.execute(
             text("INSERT INTO usage_days VALUES (:day, 'tenants/acme', 7)"), {"day": DAY}
         )
-    migrate(engine)
+    migrate(engine, "servery_gateway")
     asked = parse_query(None, START, START + timedelta(hours=1), None, ())
     (row,) = UsageStore(engine).query(asked, 10)
     assert row.sums == Sums(requests=7, request_bytes=8, response_bytes=9, duration_us=10)

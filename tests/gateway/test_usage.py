@@ -24,10 +24,10 @@ from servery.gateway.v1 import usage_pb2_grpc as pb_grpc
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.access_log import call_of
 from servery_gateway.control_plane import control_plane
-from servery_gateway.database import open_sqlite
 from servery_gateway.usage import Bill, Call, Sums, parse_query
 from servery_gateway.usage_store import UsageStore
 from servery_gateway.xds_pool import message_class
+from servery_rpc.database import open_database
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Builder, Stack
@@ -200,7 +200,7 @@ def call(name: bytes, **bill: Any) -> Call:
 
 
 async def test_a_call_that_is_told_again_counts_once(own_directory: Path) -> None:
-    store = UsageStore(open_sqlite(own_directory / "gateway.db"))
+    store = UsageStore(open_database(own_directory / "gateway.db", "servery_gateway"))
     assert [c.id for c in store.add([call(b"1"), call(b"2")], 1)] == [b"1", b"2"]
     assert [c.id for c in store.add([call(b"2"), call(b"3")], 1)] == [b"3"]
     asked = parse_query(None, START, START + timedelta(hours=1), None, ("api_key",))

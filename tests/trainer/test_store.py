@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.trainer.v1 import training_pb2 as pb
@@ -37,8 +37,8 @@ ERROR = pb.JobError(reason=reasons.ERROR_REASON_PARITY_FAILED, message="differs"
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(tmp_path / "t.db")
+def engine(empty_database: Path | URL) -> Iterator[Engine]:
+    engine = open_database(empty_database)
     yield engine
     engine.dispose()
 

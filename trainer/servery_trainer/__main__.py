@@ -83,7 +83,8 @@ async def trainer(
 async def _trainer_alone(
     settings: TrainerSettings, command: Sequence[str]
 ) -> AsyncIterator[RunningServer]:
-    engine = await asyncio.to_thread(open_database, settings.data_dir / "trainer.db")
+    where = settings.database_url or settings.data_dir / "trainer.db"
+    engine = await asyncio.to_thread(open_database, where)
     loop = asyncio.get_running_loop()
     events = EventLog(engine, loop, JOBS)
     study_events = EventLog(engine, loop, STUDIES)

@@ -5,11 +5,10 @@ added to a contract needs no migration.
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import (
+    URL,
     BigInteger,
     Boolean,
     Column,
@@ -25,9 +24,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    create_engine,
     event,
+    func,
+    select,
 )
+
+from servery_rpc import database
 
 METADATA: Final = MetaData(
     naming_convention={
@@ -136,37 +138,27 @@ STUDY_EVENT: Final = Table(
     sqlite_autoincrement=True,
 )
 
-_READS: Final = {"sqlite_begin": "DEFERRED"}
+_WRITING: Final = 0x54726169
+"""The lock of who writes, on PostgreSQL."""
 
 
-def open_database(path: Path) -> Engine:
-    """Open the SQLite file, create it if missing, and migrate it to the tables above.
+def open_database(where: Path | URL) -> Engine:
+    """Open the SQLite file or the PostgreSQL database `where`, with the tables above.
 
     A transaction takes the write lock when it begins, so that what it read still holds when it
-    writes; `reads` gives an engine for those that only read.
+    writes, and the order of ids is that of commits; `reads` gives an engine for those that only
+    read.
+
+    Raises:
+        OSError: The file cannot be opened.
+        RuntimeError: The database cannot be used.
     """
-    engine = create_engine(f"sqlite:///{path}")
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    with engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", "servery_trainer:migrations")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    engine = database.open_database(where, "servery_trainer")
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "begin", _lock)
     return engine
 
 
-def reads(engine: Engine) -> Engine:
-    """Return the same database for transactions that read one snapshot and write nothing."""
-    return engine.execution_options(**_READS)
-
-
-def _configure(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # Else sqlite3 begins transactions where it likes.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    begin = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
-    connection.exec_driver_sql(f"BEGIN {begin}")
+def _lock(connection: Connection) -> None:
+    if not connection.get_execution_options().get("postgresql_readonly", False):
+        connection.execute(select(func.pg_advisory_xact_lock(_WRITING)))

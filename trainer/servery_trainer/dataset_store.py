@@ -15,6 +15,7 @@ from sqlalchemy import Engine, insert, select
 
 from servery.errors.v1 import error_reason_pb2 as reasons
 from servery.trainer.v1 import dataset_pb2 as pb
+from servery_rpc.database import reads
 from servery_rpc.errors import (
     DigestMismatchError,
     FieldInvalidError,
@@ -23,7 +24,7 @@ from servery_rpc.errors import (
 )
 from servery_rpc.names import DatasetName
 from servery_rpc.pages import Page
-from servery_trainer.database import DATASET, reads
+from servery_trainer.database import DATASET
 from servery_trainer.datasets import inspect
 from servery_trainer.declared import write_types
 from servery_trainer.durable import sync_directory

@@ -8,8 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Table, delete, insert, select
 
+from servery_rpc.database import reads
 from servery_rpc.errors import DependencyUnavailableError, FieldInvalidError, ServeryError
-from servery_trainer.database import reads
 
 _BATCH = 200
 

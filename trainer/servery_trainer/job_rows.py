@@ -69,7 +69,7 @@ def stored_job(connection: Connection, which: ColumnElement[bool]) -> StoredJob:
     Raises:
         NoResultFound: There is none.
     """
-    row = connection.execute(select(TRAINING_JOB).where(which).with_for_update()).one()
+    row = connection.execute(select(TRAINING_JOB).where(which)).one()
     return StoredJob(
         row.id,
         pb.TrainingJob.FromString(row.message),

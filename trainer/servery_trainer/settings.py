@@ -4,13 +4,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from servery_rpc.database import DatabaseSettings
 from servery_rpc.names import TENANT
-from servery_rpc.settings import ServerSettings, option
+from servery_rpc.settings import option
 from servery_trainer.intake import UploadLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerSettings(ServerSettings):
+class TrainerSettings(DatabaseSettings):
     """Take datasets and training jobs; run each job in its own process; publish what comes out."""
 
     data_dir: Path = option("directory for datasets, jobs and the database; made if missing")
@@ -30,7 +31,7 @@ class TrainerSettings(ServerSettings):
     )
 
     def __post_init__(self) -> None:
-        """See `ServerSettings`."""
+        """See `DatabaseSettings`."""
         # dataclass(slots=True) replaces the class, so the argument-free form of super() fails.
         super(TrainerSettings, self).__post_init__()
         if not self.registry:

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from sqlalchemy import Engine, select
 
 from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.database import reads
 from servery_rpc.errors import FieldInvalidError
 from servery_rpc.names import TrainingJobName
 from servery_rpc.pages import Page
 from servery_trainer import queue_rows
-from servery_trainer.database import TRAINING_JOB, reads
+from servery_trainer.database import TRAINING_JOB
 from servery_trainer.fair_share import Running, next_job
 from servery_trainer.idempotency import CreateRequest, first_answer, remember
 from servery_trainer.job_rows import StoredJob, insert_job, named_job, stored_job, write_job

@@ -14,10 +14,11 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from servery.trainer.v1 import training_pb2
 from servery.trainer.v1 import tuning_pb2 as pb
+from servery_rpc.database import reads
 from servery_rpc.errors import RequestIdReusedError
 from servery_rpc.names import StudyName
 from servery_rpc.pages import Page
-from servery_trainer.database import STUDY, STUDY_EVENT, TRIAL, reads
+from servery_trainer.database import STUDY, STUDY_EVENT, TRIAL
 from servery_trainer.event_log import Logged
 from servery_trainer.job_rows import insert_job
 from servery_trainer.store import JobStore, page_key
@@ -251,9 +252,7 @@ class StudyStore:
 
 
 def _read(connection: Connection, name: StudyName) -> _Stored:
-    row = connection.execute(
-        select(STUDY).where(STUDY.c.name == str(name)).with_for_update()
-    ).one_or_none()
+    row = connection.execute(select(STUDY).where(STUDY.c.name == str(name))).one_or_none()
     if row is None:
         raise StudyNotFoundError(name)
     return _Stored(row.id, pb.Study.FromString(row.message), row.cancel_requested, connection)

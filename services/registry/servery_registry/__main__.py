@@ -10,18 +10,19 @@ from pathlib import Path
 
 from servery_registry.sandbox import AdmissionLimits
 from servery_registry.service import open_registry
+from servery_rpc.database import DatabaseSettings
 from servery_rpc.process import run_process, stop_requested
 from servery_rpc.server import serving
-from servery_rpc.settings import ServerSettings, option
+from servery_rpc.settings import option
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrySettings(ServerSettings):
+class RegistrySettings(DatabaseSettings):
     """Keep models, their versions, files and aliases, and tell watchers of every change."""
 
-    data_dir: Path = option("directory for the database and the files, created if missing")
+    data_dir: Path = option("directory for the files and the database, created if missing")
     max_bundle_bytes: int = option("largest sum of the file sizes of a version", 4 * 1024**3)
     admission_memory_bytes: int = option(
         "address space of the throw-away process that loads a new version", 4 * 1024**3
@@ -30,7 +31,7 @@ class RegistrySettings(ServerSettings):
     max_message_bytes: int = option("largest message accepted or sent; -1: no limit", 16 * 1024**2)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work; see `ServerSettings`."""
+        """Refuse what cannot work; see `DatabaseSettings`."""
         super(RegistrySettings, self).__post_init__()  # slots=True makes a new class: no super().
         if self.max_bundle_bytes < 1:
             raise ValueError(f"max_bundle_bytes must be at least 1, not {self.max_bundle_bytes}")
@@ -54,7 +55,11 @@ async def run(settings: RegistrySettings) -> None:
         memory_bytes=settings.admission_memory_bytes, wall_s=settings.admission_s
     )
     opened = open_registry(
-        settings.data_dir, settings.max_bundle_bytes, limits, partial(datetime.now, UTC)
+        settings.data_dir,
+        settings.max_bundle_bytes,
+        limits,
+        partial(datetime.now, UTC),
+        settings.database_url,
     )
     async with opened as registry, serving(settings, registry.service) as server:
         log.info("registry listening on %s", server.address)

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy import URL
+
 from servery.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from servery_registry.artifacts import LocalBlobs, Staging
 from servery_registry.database import open_database
@@ -39,18 +41,29 @@ class Registry:
 
 @asynccontextmanager
 async def open_registry(
-    data_dir: Path, max_bundle_bytes: int, limits: AdmissionLimits, now: Callable[[], datetime]
+    data_dir: Path,
+    max_bundle_bytes: int,
+    limits: AdmissionLimits,
+    now: Callable[[], datetime],
+    database: URL | None = None,
 ) -> AsyncIterator[Registry]:
     """Open the registry in `data_dir`, created if missing, for the block.
 
     What a crash left half done is removed first.
 
+    Args:
+        data_dir: Holds the files of versions.
+        max_bundle_bytes: Largest sum of the file sizes of a version.
+        limits: Of the process that a new version is first loaded in.
+        now: The clock.
+        database: On PostgreSQL; None: an SQLite file in `data_dir`.
+
     Raises:
-        RuntimeError: Another process has it open.
+        RuntimeError: Another process has it open, or the database cannot be used.
         OSError: The directory cannot be written.
     """
     loop = asyncio.get_running_loop()
-    with _locked(data_dir), open_database(data_dir / "registry.db") as engine:
+    with _locked(data_dir), open_database(database or data_dir / "registry.db") as engine:
 
         def announce() -> None:  # Writes run in threads, watchers on the loop.
             loop.call_soon_threadsafe(watch.announce)

@@ -11,7 +11,6 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine, and_, delete, insert, select, update
 
 from servery_registry import rows, schema
-from servery_registry.database import WRITES
 from servery_registry.statements import (
     append,
     find_alias,
@@ -33,6 +32,7 @@ from servery_registry.store import (
     Snapshot,
 )
 from servery_registry.version import Alias, Model, Version, bundle_digest
+from servery_rpc.database import reads
 from servery_rpc.names import AliasName, ModelName, VersionName
 
 
@@ -49,8 +49,8 @@ class SqlStore:
             now: The clock.
             on_commit: Called after each writing transaction, in its thread.
         """
-        self._reader = engine
-        self._writer = engine.execution_options(**{WRITES: True})
+        self._reader = reads(engine)
+        self._writer = engine
         self._now = now
         self._on_commit = on_commit
 
