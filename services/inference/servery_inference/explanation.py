@@ -65,7 +65,7 @@ def explaining(
             "a model with sequences cannot be explained, for its answers depend on more than one"
             " request; leave the file out"
         )
-    for name in model.inputs.keys() | graph.inputs.keys():
+    for name in sorted(model.inputs.keys() | graph.inputs.keys()):
         theirs, own = model.inputs.get(name), graph.inputs.get(name)
         if theirs != own:
             raise LoadFailedError(
