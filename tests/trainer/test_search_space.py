@@ -61,6 +61,8 @@ def test_numbers_of_the_task_can_be_searched() -> None:
         pytest.param([{"path": "training.l2.x", "floats": FLOATS}], "[0].path", id="too deep"),
         pytest.param([{"path": "training.seed", "integers": INTEGERS}], "[0].path", id="seed"),
         pytest.param([choices("dataset", "a", "b")], "[0].path", id="dataset"),
+        pytest.param([choices("base_version", "a", "b")], "[0].path", id="base version"),
+        pytest.param([choices("custom.module", "a", "b")], "[0].path", id="code"),
         pytest.param([{"path": "split.test_fraction", "floats": FLOATS}], "[0].path", id="split"),
         pytest.param([choices("tabular_classification.target", "a", "b")], "[0].path", id="target"),
         pytest.param(

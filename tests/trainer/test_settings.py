@@ -37,6 +37,7 @@ def test_a_directory_and_a_registry_are_enough() -> None:
                 ("--upload-keep-s", "-1", "upload_keep_s"),
                 ("--spare-disk-bytes", "-1", "spare_disk_bytes"),
                 ("--drain-s", "-1", "drain_s"),
+                ("--custom-code-tenants", "Acme", "custom_code_tenants"),
             )
         ),
     ],
