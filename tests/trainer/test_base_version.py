@@ -88,6 +88,7 @@ def test_a_job_alike_may_go_on(data: Path, asked: pb.TrainingSpec) -> None:
         pytest.param(
             changed(training={"ensembleSize": 2}), "training.ensemble_size", id="more networks"
         ),
+        pytest.param(changed(framework="FRAMEWORK_PYTORCH"), "framework", id="other framework"),
         pytest.param(tabular(features=["x"]), "dataset", id="fewer columns"),
         pytest.param(tabular(column_types={"x": 2}), "dataset", id="columns of another type"),
         pytest.param(
@@ -140,7 +141,7 @@ class Changing:
         raise NotImplementedError
 
     async def digests(self, version: VersionName) -> Mapping[str, str]:
-        names = ("lineage.json", "signature.json", "weights.npz", "preprocessing.onnx")
+        names = ("lineage.json", "signature.json", "weights.npz", "preprocessing.json")
         return dict.fromkeys(names, "0" * 64)
 
     async def read(self, version: VersionName, path: str) -> AsyncIterator[bytes]:
@@ -174,7 +175,7 @@ def base_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     golden: dict[str, Any] = {"input:x": one, "input:y": one, "output:z": 2 * one}
     np.savez(directory / "golden.npz", tolerance=np.float64(1e-6), **golden)
     (directory / "weights.npz").write_bytes(b"weights")
-    (directory / "preprocessing.onnx").write_bytes(b"graph")
+    (directory / "preprocessing.json").write_bytes(b"graph")
     return directory
 
 
@@ -200,7 +201,7 @@ async def test_a_process_gets_the_version_that_an_alias_pointed_at(
         assert job.spec.base_version == made.result.version
         assert (await client.end(job.name)).state == SUCCEEDED
         log = (tmp_path / "jobs" / "default" / job.name.rpartition("/")[2] / "job.log").read_text()
-        assert log.splitlines()[-1] == "lineage.json preprocessing.onnx signature.json weights.npz"
+        assert log.splitlines()[-1] == "lineage.json preprocessing.json signature.json weights.npz"
         again = await client.create(job.spec)
         assert again.spec == job.spec
 

@@ -73,7 +73,7 @@ def shut_in(directory: Path, modules: Mapping[str, str], call: str, imports: str
     return dict(map(json.loads, said))
 
 
-BAD = {
+BAD: dict[str, tuple[str, list[Any]]] = {
     "no Python": ("def build(:\n", ["RAISED", 1]),
     "no text": ("x = '\0'\n", ["RAISED", 0]),
     "deep": ("x = " + "(" * 5000 + "1" + ")" * 5000, ["RAISED", 1]),
@@ -93,6 +93,10 @@ BAD = {
     "opens a socket": ("import socket\nsocket.create_server(('', 0))\n", ["RAISED", 2]),
     "forks": ("import os\nos.fork()\n", ["RAISED", 2]),
     "runs a program": ("import subprocess\nsubprocess.run('true')\n", ["RAISED", 2]),
+    "cannot say what fails": (
+        "class Mute(Exception):\n    def __str__(self):\n        return 1 / 0\nraise Mute\n",
+        ["RAISED", 4],
+    ),
     "hides what fails": (
         "try:\n    open('/etc/passwd')\nexcept OSError:\n    raise ValueError from None\n",
         ["RAISED", 4],
@@ -111,7 +115,7 @@ def test_authors_are_told_what_is_wrong_and_in_which_line(tmp_path: Path) -> Non
         assert not any(place in said[name][2] for place in places[1:]), said[name]
 
 
-WRONG = {
+WRONG: dict[str, tuple[str, Any]] = {
     "fine": (FINE, "Functional"),
     "of its own class": (
         (

@@ -33,7 +33,7 @@ FILES = {
     "lineage.json",
     "metrics.json",
     "model.onnx",
-    "preprocessing.onnx",
+    "preprocessing.json",
     "profile.json",
     "signature.json",
     "statistics.json",

@@ -13,17 +13,18 @@ import onnxruntime as ort
 import pytest
 from google.protobuf import json_format
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from sklearn.datasets import load_diabetes, load_digits
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.clipping import Clip
 from servery_trainer.executor import ENVIRONMENT
-from servery_trainer.fitting import fit_columns, fit_text, vocabulary_size
-from servery_trainer.frozen import FrozenPreprocessing, NotPreprocessingError, freeze
+from servery_trainer.fitting import fit_columns, fit_text
 from servery_trainer.imputation import Imputation
 from servery_trainer.networks import Dense, Embedding
+from servery_trainer.numbering import Numbering
 from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
+from servery_trainer.preprocessing_file import NotPreprocessingError, dump, load
 from servery_trainer.spec import parse_spec
 from servery_trainer.tasks import Fill, TextTask
 from tests.trainer.specs import image, table, text
@@ -33,7 +34,7 @@ BASE = "tenants/default/models/m/versions/1"
 WARDS = {
     "dose": np.array([[1.5], [np.nan], [-3e4], [0.1]], np.float32),
     "ward": np.array([["north"], ["south"], ["north"], [""]], np.object_),
-    "_/features": np.array([["true"], ["false"], [""], ["TRUE"]], np.object_),
+    "smoker": np.array([["true"], ["false"], [""], ["TRUE"]], np.object_),
     "born": np.array([["1990-01-31"], [""], ["2024-02-29 12:00:01"], ["1969-12-31"]], np.object_),
 }
 TEXTS = {"sms": np.array([["free prize now!"], ["see you now"], ["free\tnow"], [""]], np.object_)}
@@ -48,7 +49,8 @@ def wards() -> Preprocessing:
         dataset_pb2.COLUMN_TYPE_DATE,
     )
     imputation = Imputation.of(pb.MISSING_POLICY_IMPUTE_MODE, Fill())
-    return fit_columns(dict(zip(WARDS, kinds, strict=True)), WARDS, imputation)
+    clip = {"dose": Clip(lower=-1)}
+    return fit_columns(dict(zip(WARDS, kinds, strict=True)), WARDS, imputation, clip)
 
 
 def words(family: Dense | Embedding) -> Preprocessing:
@@ -66,41 +68,41 @@ def words(family: Dense | Embedding) -> Preprocessing:
         pytest.param(
             ArrayPreprocessing.fit("image", PIXELS["image"], by_channel=False), PIXELS, id="images"
         ),
+        pytest.param(
+            ArrayPreprocessing.fit("image", PIXELS["image"], by_channel=True), PIXELS, id="channels"
+        ),
+        pytest.param(Numbering.fit("ward", WARDS["ward"][:, 0].astype(object)), WARDS, id="users"),
     ],
 )
-def test_frozen_preprocessing_does_the_same_to_the_last_bit(
+def test_preprocessing_that_was_kept_does_the_same_to_the_last_bit(
     fitted: Preprocessing, rows: Mapping[str, NDArray[Any]]
 ) -> None:
-    frozen = FrozenPreprocessing.parse(freeze(fitted, vocabulary_size(fitted)))
-    expected = fitted.apply(rows)
-    np.testing.assert_array_equal(frozen.apply(rows), expected)
-    assert frozen.feature_shape == fitted.feature_shape
-    assert vocabulary_size(frozen) == vocabulary_size(fitted)
-    again = FrozenPreprocessing.parse(freeze(frozen, frozen.vocabulary))
-    np.testing.assert_array_equal(again.apply(rows), expected)
-
-
-def strange(operator: str, domain: str = "") -> bytes:
-    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in "xy"]
-    node = helper.make_node(operator, ["x"], ["y"], domain=domain)
-    graph = helper.make_graph([node], "g", rows[:1], rows[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return model.SerializeToString()
+    again = load(dump(fitted))
+    np.testing.assert_array_equal(again.apply(rows), fitted.apply(rows))
+    ours, theirs = (one.to_onnx("features", "p/") for one in (again, fitted))
+    assert ours.inputs == theirs.inputs
+    assert ours.nodes == theirs.nodes
+    assert ours.initializers == theirs.initializers
+    assert dump(again) == dump(fitted)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b"\xff" * 100, id="no graph"),
-        pytest.param(strange("Erf"), id="another operator"),
-        pytest.param(strange("Identity", "com.acme"), id="an operator of their own"),
-        pytest.param(strange("Identity"), id="no vocabulary"),
+        pytest.param(b"\xff", id="no text"),
+        pytest.param(b"[" * 100_000, id="deep"),
+        pytest.param(b"3", id="a number"),
+        pytest.param(b'{"class": "Popen", "fields": {"args": "true"}}', id="another class"),
+        pytest.param(b'{"class": "Numbering", "fields": {}}', id="nothing in it"),
+        pytest.param(b'{"class": "Tokenizer", "fields": {}}', id="a part only"),
+        pytest.param(b'{"array": "AAAA", "dtype": "<f4", "shape": [9]}', id="other shape"),
+        pytest.param(b'{"array": "AAAA", "dtype": "O", "shape": [1]}', id="objects"),
     ],
 )
-def test_a_graph_that_was_not_frozen_here_is_refused(content: bytes) -> None:
+def test_what_is_no_preprocessing_is_refused(content: bytes) -> None:
     with pytest.raises(NotPreprocessingError):
-        FrozenPreprocessing.parse(content)
+        load(content)
 
 
 PROGRAM = """

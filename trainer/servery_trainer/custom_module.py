@@ -90,7 +90,10 @@ def failure(error: BaseException, problem: Problem = "RAISED") -> CustomCodeErro
     """Return what to tell those who wrote the module of an error, with the line if there is one."""
     if isinstance(error, SyntaxError) and error.filename == _FILE:
         return CustomCodeError(problem, f"{type(error).__name__}: {error.msg}", error.lineno or 0)
-    text = _without_places(str(error)).strip()
+    try:
+        text = _without_places(str(error)).strip()
+    except Exception:  # An exception of the module may fail to say what it is.
+        text = ""
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return CustomCodeError(problem, what, _line(error))
 

@@ -10,7 +10,6 @@ from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1.dataset_pb2 import ColumnType
 from servery_trainer.clipping import Clip
 from servery_trainer.encoders import MAX_CATEGORIES, CategoryEncoder, DateEncoder
-from servery_trainer.frozen import FrozenPreprocessing
 from servery_trainer.imputation import Imputation
 from servery_trainer.networks import Dense, Family
 from servery_trainer.numbering import Numbering
@@ -70,8 +69,6 @@ def fit_text(
 
 def vocabulary_size(preprocessing: Preprocessing) -> int:
     """Return how many different numbers there are if the features number texts, else 0."""
-    if isinstance(preprocessing, FrozenPreprocessing):
-        return preprocessing.vocabulary
     if isinstance(preprocessing, Numbering):
         return preprocessing.size
     if isinstance(preprocessing, TokenPreprocessing):

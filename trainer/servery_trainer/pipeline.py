@@ -87,7 +87,6 @@ def run(
     split = examples.split
     head, objective = problems.pose(target, split.train, spec.training)
     base = open_base(spec, base_files, examples, head.outputs) if base_files else None
-    preprocessing: Preprocessing
     if base:
         preprocessing, objective = base.preprocessing, base.rescaled(objective)
     else:

@@ -1,7 +1,7 @@
 """What a version keeps so that another job can go on where it ended, and how that job does.
 
-Beside its graph a version has the weights of every network, and its preprocessing as a graph of its
-own. A job that starts from it sees the very features that it saw, and learns numbers on its scale.
+Beside its graph a version has the weights of every network, and its preprocessing as data. A job
+that starts from it sees the very features that it saw, and learns numbers on its scale.
 """
 
 import io
@@ -27,12 +27,11 @@ from servery_trainer.base_version import (
 )
 from servery_trainer.checkpoints import digest
 from servery_trainer.examples import Examples
-from servery_trainer.fitting import vocabulary_size
 from servery_trainer.frameworks import Framework, Network
-from servery_trainer.frozen import FrozenPreprocessing, NotPreprocessingError, freeze
 from servery_trainer.heads import Output
 from servery_trainer.objectives import ForecastError, Objective, SquaredError
 from servery_trainer.preprocessing import Preprocessing
+from servery_trainer.preprocessing_file import NotPreprocessingError, dump, load
 from servery_trainer.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,7 @@ def files(
         arrays[_SCALE] = np.array([error.mean, error.deviation])
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
-    frozen = freeze(preprocessing, vocabulary_size(preprocessing))
-    return {WEIGHTS: content.getvalue(), PREPROCESSING: frozen}
+    return {WEIGHTS: content.getvalue(), PREPROCESSING: dump(preprocessing)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,7 @@ class Base:
     """The version that a job starts from, opened."""
 
     version: BaseVersion
-    preprocessing: FrozenPreprocessing
+    preprocessing: Preprocessing
     weights: Sequence[Sequence[NDArray[Any]]]
     """Of each network, in the order of `Network.get_weights`."""
     scale: SquaredError | None
@@ -129,7 +127,7 @@ def open_base(spec: Spec, directory: Path, examples: Examples, outputs: Sequence
     )
     version.check(spec, examples)
     try:
-        preprocessing = FrozenPreprocessing.parse((directory / PREPROCESSING).read_bytes())
+        preprocessing = load((directory / PREPROCESSING).read_bytes())
         with np.load(directory / WEIGHTS, allow_pickle=False) as kept:
             arrays = dict(kept)
         scale = SquaredError(*map(float, arrays.pop(_SCALE))) if _SCALE in arrays else None
