@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # grpc's generics exist only in its stubs.
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -55,6 +56,27 @@ async def test_models_are_loaded_and_unloaded_everywhere(served: Served) -> None
         error = await failure(added(channel, "later"))
         assert error.code is grpc.StatusCode.NOT_FOUND
         assert (await index(channel))["later", "2"][0] in ("UNLOADING", "UNAVAILABLE")
+
+
+async def test_no_call_fails_and_none_goes_back_while_versions_change(served: Served) -> None:
+    graphs.store(served.root, "rolled", graphs.plus(1))
+    first = served.channels[0]
+    await load(first, "rolled")
+    newest, last = 1, 4
+
+    async def call_until_last(channel: grpc.aio.Channel) -> None:
+        seen = 0.0
+        while seen < last:
+            at_least = newest
+            seen = await added(channel, "rolled")
+            assert seen >= at_least
+
+    calling = [asyncio.create_task(call_until_last(channel)) for channel in served.channels]
+    for number in range(2, last + 1):
+        graphs.store(served.root, "rolled", graphs.plus(number), number)
+        await load(first, "rolled")
+        newest = number
+    await asyncio.gather(*calling)
 
 
 async def test_a_version_that_fails_fails_everywhere(served: Served) -> None:
@@ -123,7 +145,8 @@ async def test_shared_memory_is_registered_everywhere(served: Served) -> None:
 async def test_statistics_are_those_of_all_workers(served: Served) -> None:
     graphs.store(served.root, "counted", graphs.plus(1))
     await load(served.channels[0], "counted")
-    assert await added_by_all(served.channels, "counted") == {1}
+    for channel in served.channels:  # One by one, so that none share a run.
+        assert await added(channel, "counted") == 1
     for channel in served.channels:
         request = pb.ModelStatisticsRequest(name="counted")
         [statistics] = (await stub(channel).ModelStatistics(request)).model_stats

@@ -19,7 +19,7 @@ import pytest
 from servery.errors import ApiError
 from servery.inference.v1 import grpc_service_pb2 as pb
 from tests.inference import graphs
-from tests.inference.calling import answers, infer_request, stub
+from tests.inference.calling import answers, index, infer_request, stub
 from tests.inference.test_control import load
 from tests.inference.working import added, added_by_all, children, connections, eventually, serve
 
@@ -68,6 +68,27 @@ async def test_a_worker_that_is_killed_is_replaced_and_others_do_not_notice(tmp_
             for channel in again:
                 logs = await stub(channel).LogSettings(pb.LogSettingsRequest())
                 assert logs.settings["log_verbose_level"].uint32_param == 1
+
+
+async def test_a_version_is_loaded_though_a_worker_dies_meanwhile(tmp_path: Path) -> None:
+    graphs.store(tmp_path, "m", graphs.plus(1))
+    before = set(children())
+    async with serve(tmp_path, model_control_mode="poll", repository_poll_secs=0.05) as server:
+        victim, *_ = set(children()) - before
+        async with connections(server.address, 1) as [channel]:
+            graphs.store(tmp_path, "m", graphs.plus(2), 2)
+
+            async def is_seen() -> bool:
+                return ("m", "2") in await index(channel)
+
+            await eventually(is_seen)
+        os.kill(victim, signal.SIGKILL)
+
+        async def is_served() -> bool:
+            async with connections(server.address) as channels:
+                return await added_by_all(channels) == {2}
+
+        await eventually(is_served)
 
 
 async def test_a_worker_that_cannot_load_what_the_others_serve_gets_no_calls(

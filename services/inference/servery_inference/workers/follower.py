@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from servery_inference.bundle import Bundle
+from servery_inference.engine import LoadFailedError
 from servery_inference.loading import Loader
 from servery_inference.model_line import ModelLine, Version
 from servery_inference.repository import Repository
@@ -43,7 +44,10 @@ class Follower(Repository):
         order = Order.from_parcel(parcel)
         work = self._loader.load(order.model, order.version, order.bundle, self.lease)
         loading = self._loads[order.number] = asyncio.create_task(work)
-        servable = await loading
+        await asyncio.wait([loading])
+        if loading.cancelled():
+            raise LoadFailedError("it is not wanted any more")
+        servable = loading.result()
         return Loaded(servable.config, servable.load_s).to_parcel()
 
     async def serve(self, parcel: Parcel) -> Parcel:

@@ -119,8 +119,7 @@ class WorkerProcess:
 
     async def drop(self, number: int) -> None:
         """Let it forget a version that it was told to load, once its requests are answered."""
-        if loading := self._loads.pop(number, None):
-            loading.cancel()
+        if self._loads.pop(number, None):
             with contextlib.suppress(PeerGoneError):
                 await self.channel.call("drop", {"number": number})
 
@@ -155,8 +154,6 @@ class WorkerProcess:
 
     async def _drained(self, drain_s: float) -> None:
         self.is_serving = False
-        for loading in self._loads.values():
-            loading.cancel()
         self._process.terminate()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s + _END_S):
