@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _MAX_CACHED_BLOCKS: Final = 64
 _MAX_CACHED_BLOCK_BYTES: Final = 256
+_MAX_TEXTS: Final = 64
+_MAX_TEXT_BYTES: Final = 128
 _MAX_INTEGER_BYTES: Final = 5
 _FIELD_OVERHEAD_BYTES: Final = 32
 _LITERAL: Final = b"\x00"  # Literal field without indexing, new name (RFC 7541 section 6.2.2).
@@ -65,6 +67,7 @@ class HeaderReader(Generic[T]):
         self._max = max_list_bytes
         self._table = _WatchedTable()
         self._parse = parse
+        self._texts: dict[bytes, bytes] = {}  # Some encoders spell a path out in every block.
         self.cached: dict[bytes, T] = {}
         """What every remembered block means now."""
 
@@ -135,9 +138,28 @@ class HeaderReader(Generic[T]):
         if index:
             name = self._table.get_by_index(index)[0]
         else:
-            name, at = _string(block, at)
-        value, at = _string(block, at)
+            name, at = self._string(block, at)
+        value, at = self._string(block, at)
         return (name, value), at
+
+    def _string(self, block: bytes, at: int) -> tuple[bytes, int]:
+        huffman = block[at] & 0x80
+        length, at = _integer(block, at, 0x7F)
+        end = at + length
+        if end > len(block):
+            raise _NotHpackError("a string is longer than its block")
+        text = block[at:end]
+        return (self._decoded(text) if huffman else text), end
+
+    def _decoded(self, text: bytes) -> bytes:
+        known = self._texts.get(text)
+        if known is None:
+            known = bytes(decode_huffman(text))
+            if len(text) <= _MAX_TEXT_BYTES:
+                if len(self._texts) >= _MAX_TEXTS:
+                    self._texts.clear()
+                self._texts[text] = known
+        return known
 
 
 def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -165,16 +187,6 @@ def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
     raise _NotHpackError("an integer is too long")
-
-
-def _string(block: bytes, at: int) -> tuple[bytes, int]:
-    huffman = block[at] & 0x80
-    length, at = _integer(block, at, 0x7F)
-    end = at + length
-    if end > len(block):
-        raise _NotHpackError("a string is longer than its block")
-    text = block[at:end]
-    return (bytes(decode_huffman(text)) if huffman else text), end
 
 
 def _length(text: bytes) -> bytes:

@@ -119,30 +119,67 @@ def parse_request(fields: Fields, max_list_bytes: int) -> RequestHead:
 
 
 class RequestParser:
-    """`parse_request` for one connection, whose calls often differ in their deadline only."""
+    """`parse_request` for one connection, whose calls often differ in little.
+
+    A client sends another deadline with every call, and a proxy another id. So what the names that
+    HTTP/2 and gRPC define say together is remembered, and every pair of metadata by itself.
+    """
 
     def __init__(self, max_list_bytes: int) -> None:
         self._max = max_list_bytes
         self._max_bytes = min(max_list_bytes, _SMALL_LIST_BYTES)
-        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestHead] = {}
+        self._heads: dict[tuple[tuple[bytes, bytes], ...], RequestHead] = {}
+        self._metadata: dict[tuple[bytes, bytes], Metadatum] = {}
 
     def __call__(self, fields: Fields) -> RequestHead:
         """Parse the header list of a request; see `parse_request`."""
-        at = next((at for at, (name, _) in enumerate(fields) if name == _TIMEOUT_NAME), None)
-        if at is None or list_bytes(fields) > self._max_bytes:
-            return parse_request(fields, self._max)
-        rest = (*fields[:at], *fields[at + 1 :])
-        head = self._known.get(rest)
-        if head is None:
-            head = parse_request(list(rest), self._max)
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[rest] = head
-        usual = not (head.malformed or head.refusal or head.timeout_s)
-        if usual and not (at < len(rest) and rest[at][0].startswith(b":")):
-            with contextlib.suppress(ValueError):
-                return replace(head, timeout_s=_timeout_s(fields[at][1]))
+        if list_bytes(fields) <= self._max_bytes:
+            with contextlib.suppress(ValueError, _MalformedError):
+                return self._parse(fields)
         return parse_request(fields, self._max)
+
+    def _parse(self, fields: Fields) -> RequestHead:
+        """Parse a list with nothing wrong in it.
+
+        Raises:
+            ValueError: Something may be.
+            _MalformedError: Something may be.
+        """
+        own: list[tuple[bytes, bytes]] = []
+        metadata: list[Metadatum] = []
+        timeout: bytes | None = None
+        for pair in fields:
+            name = pair[0]
+            if name == _TIMEOUT_NAME:
+                timeout = pair[1]
+            elif name not in _PSEUDO and name not in _NOT_METADATA:
+                metadata.append(self._metadata.get(pair) or self._metadatum(pair))
+            elif name in _PSEUDO and (metadata or timeout is not None):
+                raise _MalformedError
+            else:
+                own.append(pair)
+        key = tuple(own)
+        head = self._heads.get(key) or self._head(key)
+        return replace(head, metadata=tuple(metadata), timeout_s=_timeout_s(timeout))
+
+    def _metadatum(self, pair: tuple[bytes, bytes]) -> Metadatum:
+        if pair[0].startswith(b":"):
+            raise _MalformedError
+        _check(*pair)
+        metadatum = _metadatum(*pair)
+        if len(self._metadata) >= _MAX_KNOWN:
+            self._metadata.clear()
+        self._metadata[pair] = metadatum
+        return metadatum
+
+    def _head(self, own: tuple[tuple[bytes, bytes], ...]) -> RequestHead:
+        head = parse_request(list(own), self._max)
+        if head.malformed or head.refusal or head.http_status != 200:
+            raise _MalformedError
+        if len(self._heads) >= _MAX_KNOWN:
+            self._heads.clear()
+        self._heads[own] = head
+        return head
 
 
 def check_trailers(fields: Fields) -> str:
