@@ -6,6 +6,11 @@ GNOSTIC := github.com/google/gnostic/cmd/protoc-gen-openapi@v0.7.1
 # What tests run beside the servers, each in an environment of its own.
 CLIENTS := tritonclient kserve perf models
 
+# What PyTorch asks for, but computes without on a CPU: 3.7 GB.
+NOT_FOR_PYTORCH := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-, \
+  cublas cuda-cccl cuda-nvrtc cudnn-cu13 cufft cufile cusolver cusparse cusparselt-cu13 nccl-cu13 \
+  nvjitlink nvshmem-cu13 nvtx)
+
 .PHONY: help setup demo test check lint type contracts protos protos-current openapi baseline lock clean
 
 help: ## Show this help
@@ -22,6 +27,14 @@ setup: .venv/.done ## Make the virtual environment (done by every target that ne
 .venv-tritonclient/.done .venv-kserve/.done: .venv-%/.done: requirements/%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+.venv-pytorch/.done: requirements/pytorch.txt requirements/without_cuda.sh pyproject.toml
+	$(PYTHON) -m venv .venv-pytorch
+	.venv-pytorch/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	  --require-hashes -r $<
+	.venv-pytorch/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	requirements/without_cuda.sh .venv-pytorch/bin/python
 	touch $@
 
 # Files of packages, without what those depend on.
@@ -42,10 +55,12 @@ BESIDE_perf = -cd .venv-perf && apt-get download -qq libb64-0d && dpkg -x libb64
 demo: setup ## The whole job on real data: train, prove, publish, serve, call
 	$(BIN)/python demo/main_job.py
 
-test: setup $(CLIENTS:%=.venv-%/.done) ## Every test, the fast ones first
+test: setup $(CLIENTS:%=.venv-%/.done) .venv-pytorch/.done ## Every test, the fast ones first
 	$(BIN)/pytest -m "not slow"
 	SERVERY_TEST_TRANSPORT=grpcio $(BIN)/pytest -m "not slow" tests/inference
 	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 .venv-pytorch/bin/pytest -k "not keras or pytorch" tests/trainer/test_pytorch*.py \
+	  tests/trainer/test_frameworks.py tests/trainer/test_training.py
 
 check: lint type contracts test ## Everything CI runs
 
@@ -105,9 +120,13 @@ lock: ## Resolve the pinned requirements again
 	  --no-annotate --no-header requirements/tritonclient.in -o requirements/tritonclient.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header requirements/kserve.in -o requirements/kserve.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra registry --extra trainer-pytorch -c requirements/dev.txt \
+	  $(NOT_FOR_PYTORCH:%=--no-emit-package %) pyproject.toml requirements/pytorch.in \
+	  -o requirements/pytorch.txt
 	for files in models perf; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-annotate --no-header --no-deps requirements/$$files.in -o requirements/$$files.txt; done
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-protos $(CLIENTS:%=.venv-%) build protos/google
+	rm -rf .venv .venv-protos .venv-pytorch $(CLIENTS:%=.venv-%) build protos/google

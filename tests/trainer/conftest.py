@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from servery.trainer.v1 import training_pb2
+from servery_rpc.errors import FieldInvalidError
+from servery_trainer import frameworks
 from tests.trainer.service import running_registry, scripted, write_bundle
 
 
@@ -27,3 +30,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a registry that all tests share."""
     with running_registry(tmp_path_factory.mktemp("registry")) as address:
         yield address
+
+
+@pytest.fixture(params=["keras", "pytorch"])
+def framework(request: pytest.FixtureRequest) -> frameworks.Framework:
+    """Each framework; which of them are installed depends on the environment."""
+    wanted = training_pb2.Framework.Value(f"FRAMEWORK_{request.param.upper()}")
+    try:
+        frameworks.require(wanted, "framework")
+    except FieldInvalidError:
+        pytest.skip(f"{request.param} is not in this environment; `make test` runs in both")
+    return frameworks.load(wanted)

@@ -1,4 +1,4 @@
-"""Whatever is learned, and from whatever rows: the graph answers what Keras and NumPy answer."""
+"""Whatever is learned, from whatever rows: the graph answers what framework and NumPy answer."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
-from servery_trainer import parity
+from servery_trainer import export, frameworks, parity, problems
 from servery_trainer.fitting import fit_columns, fit_text, vocabulary_size
 from servery_trainer.heads import Calibrated
 from servery_trainer.imputation import Imputation
@@ -18,6 +18,7 @@ from servery_trainer.numbering import Numbering
 from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
 from servery_trainer.quantities import Quantities
 from servery_trainer.recommendation_task import RecommendationTask
+from servery_trainer.sizes import parameter_count
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes, Place, Target
 from servery_trainer.tasks import Fill, TextTask
@@ -85,17 +86,21 @@ def table() -> dict[str, Any]:
     return columns
 
 
-def check(preprocessing: Preprocessing, goal: str, family: Any, inputs: dict[str, Any]) -> None:
+def check(
+    preprocessing: Preprocessing,
+    goal: str,
+    family: Any,
+    inputs: dict[str, Any],
+    framework: pb.Framework.ValueType = pb.FRAMEWORK_KERAS,
+) -> None:
     """Convert an untrained network and compare on these rows."""
-    from servery_trainer import export, problems
-    from servery_trainer.keras_framework.framework import Keras
-
+    library = frameworks.load(framework)
     learned = target(goal)
     head, objective = problems.pose(learned, np.arange(ROWS), parse_spec(tabular()).training)
-    network = Keras().build(
-        family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing), seed=1
-    )
-    answering = Keras().answering([network], objective)
+    arguments = (family, preprocessing.feature_shape, learned.width, vocabulary_size(preprocessing))
+    network = library.build(*arguments, seed=1)
+    assert network.count_params() == parameter_count(*arguments)
+    answering = library.answering([network], objective)
     answers = export.predict(answering, preprocessing, inputs)
     if isinstance(head, Calibrated):
         head = head.calibrated(answers)

@@ -31,7 +31,7 @@ class PyTorch:
 
     def configure(self, threads: int) -> None:
         """See `Framework`."""
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of what is not needed
+        logging.getLogger("torch").setLevel(logging.ERROR)  # it warns of what is not needed
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
         torch.use_deterministic_algorithms(mode=True)
