@@ -26,7 +26,7 @@ from servery_trainer.spec import ROOT, Spec, parse_spec
 from servery_trainer.tasks import TabularTask
 
 WEIGHTS: Final = "weights.npz"
-PREPROCESSING: Final = "preprocessing.onnx"
+PREPROCESSING: Final = "preprocessing.json"
 LINEAGE: Final = "lineage.json"
 SIGNATURE: Final = "signature.json"
 
