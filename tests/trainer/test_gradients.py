@@ -187,6 +187,10 @@ def test_sums(operator: str, keepdims: int) -> None:
 def test_normalisations() -> None:
     check("y = Softmax <axis = 1> (x)", normal(2, 3, 4))
     check("y = Softmax(x)", normal(2, 3))
+    for axis, shape in ((-1, (4,)), (1, (3, 4))):
+        factors = {"scale": normal(*shape), "bias": normal(*shape)}
+        nodes = f"y = LayerNormalization <axis = {axis}, epsilon = 0.1> (x, scale, bias)"
+        check(nodes, normal(2, 3, 4), **factors)
     scale, bias, mean, variance = normal(3), normal(3), normal(3), np.abs(normal(3)) + 0.5
     statistics = {"s": scale, "b": bias, "m": mean, "v": variance}
     check("y = BatchNormalization(x, s, b, m, v)", normal(2, 3, 4), **statistics)

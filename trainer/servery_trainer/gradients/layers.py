@@ -171,11 +171,35 @@ def _batch_normalization(s: Step) -> Pairs:
     yield s.x, s.elementwise("Mul", s.gradient, s.emit.constant(slope.reshape(-1, *rest)))
 
 
+def _layer_normalization(s: Step) -> Pairs:
+    """Of what is normalised over its last axes (Ba, Kiros and Hinton, 2016)."""
+    if len(s.node.input) > 1 and s.active(1):
+        raise UnsupportedError("a normalisation by computed numbers has no derivative here")
+    rank = len(s.shape(s.x))
+    first = s.attribute("axis", -1) % rank
+    axes, shape = s.emit.integers(*range(first, rank)), list(s.shape(s.x))
+    shape[first:] = [1] * (rank - first)
+
+    def mean(tensor: str) -> str:
+        return s.emit.add("ReduceMean", tensor, axes, shape=tuple(shape), keepdims=1)
+
+    centred = s.elementwise("Sub", s.x, mean(s.x))
+    variance = mean(s.elementwise("Mul", centred, centred))
+    epsilon = s.emit.constant(s.attribute("epsilon", 1e-5))
+    deviation = s.like(variance, "Sqrt", s.like(variance, "Add", variance, epsilon))
+    normal = s.elementwise("Div", centred, deviation)
+    scaled = s.elementwise("Mul", s.gradient, s.node.input[1])
+    along = s.elementwise("Mul", normal, mean(s.elementwise("Mul", scaled, normal)))
+    rest = s.elementwise("Sub", s.elementwise("Sub", scaled, mean(scaled)), along)
+    yield s.x, s.elementwise("Div", rest, deviation)
+
+
 RULES: Final[dict[str, RULE]] = {
     "BatchNormalization": _batch_normalization,
     "Conv": _conv,
     "Gemm": _gemm,
     "GlobalAveragePool": _average,
+    "LayerNormalization": _layer_normalization,
     "MatMul": _matmul,
     "MaxPool": _max_pool,
     "ReduceMean": _average,
