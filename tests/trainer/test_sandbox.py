@@ -11,7 +11,7 @@ import pytest
 from servery_trainer import sandbox
 from servery_trainer.local_executor import SANDBOX, can_shut_in, installation
 
-if not can_shut_in(Path("/")) and subprocess.run([*SANDBOX, "probe"], check=False).returncode:
+if subprocess.run([*SANDBOX, "probe"], check=False, capture_output=True).returncode:
     pytest.skip("the kernel has no Landlock", allow_module_level=True)
 
 DENIED = "PermissionError"
