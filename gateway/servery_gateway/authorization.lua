@@ -81,7 +81,9 @@ function envoy_on_request(handle)
   end
   if rule == nil then
     if string.sub(path, 1, 4) == "/v1/" then return unknown_path(handle, path) end
-    return deny(handle, "call", printable(path))
+    return refuse(handle, "403", 7,
+      "nobody may call " .. printable(path) .. " through the gateway; reflection lists what there is",
+      "ERROR_REASON_PERMISSION_DENIED", {verb = "call", resource = printable(path)})
   end
   if rule.public then return end
 

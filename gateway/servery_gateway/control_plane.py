@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from servery.inference.pool import pool as inference_pool
 from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
@@ -27,6 +28,7 @@ from servery_gateway.identity_servicer import IdentityServicer
 from servery_gateway.issuers import IssuerKeys
 from servery_gateway.keyring import Keyring, utc_now
 from servery_gateway.meter import Meter, metering
+from servery_gateway.methods import methods
 from servery_gateway.model_routes import DEFAULT_POOL
 from servery_gateway.operator_files import OperatorFiles
 from servery_gateway.quota_servicer import QuotaServicer
@@ -117,7 +119,12 @@ async def control_plane(
             background(billing.follow()),
             background(issuers.follow(data_plane.refresh)),
             background(renew_credentials(keys, operator_files, take_up, now)),
-            serving(settings, *services, pools=[xds_pool.pool()]) as running,
+            serving(
+                settings,
+                *services,
+                pools=[xds_pool.pool(), inference_pool()],
+                described=sorted({method.service for method in methods()}),
+            ) as running,
         ):
             log.info("control plane on %s", running.address)
             try:

@@ -236,4 +236,17 @@ def methods() -> tuple[Method, ...]:
     ]
     # What a client wants to know before it has a token is whether inference is there.
     found.append(Method("grpc.health.v1.Health", "Check", INFERENCE, PUBLIC))
+    # The control plane describes them all, so that tools need no files.
+    for version in ("v1", "v1alpha"):
+        service = f"grpc.reflection.{version}.ServerReflection"
+        found.append(
+            Method(
+                service,
+                "ServerReflectionInfo",
+                GATEWAY,
+                ANY_TOKEN,
+                client_streaming=True,
+                server_streaming=True,
+            )
+        )
     return tuple(sorted(found, key=lambda method: method.path))

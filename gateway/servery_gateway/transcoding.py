@@ -27,16 +27,19 @@ _MAX_RESPONSE_BYTES: Final = 16 << 20
 
 def transcoder(methods: Sequence[Method]) -> Mapping[str, Any]:
     """Return the filter that makes calls of `methods` out of JSON requests."""
-    services = sorted({method.service for method in methods if method.upstream != INFERENCE})
-    files = [
-        file
-        for _, file in contracts()
-        if any(service.full_name in services for service in file.services_by_name.values())
-    ]
+    called = {method.service for method in methods}
+    ours = [file for upstream, file in contracts() if upstream != INFERENCE]
+    services = {
+        service.full_name: file
+        for file in ours
+        for service in file.services_by_name.values()
+        if service.full_name in called
+    }
+    files = [file for file in ours if file in services.values()]
     return {
         "@type": f"{HTTP_FILTERS}.grpc_json_transcoder.v3.GrpcJsonTranscoder",
         "proto_descriptor_bin": base64.b64encode(_described(files)).decode(),
-        "services": services,
+        "services": sorted(services),
         "convert_grpc_status": True,
         "request_validation_options": {"reject_unknown_query_parameters": True},
         "print_options": {"stream_newline_delimited": True},

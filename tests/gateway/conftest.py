@@ -32,6 +32,7 @@ from servery_gateway.envoy import admin, is_ready
 from servery_gateway.methods import INFERENCE, REGISTRY, TRAINER, Method, methods
 from servery_gateway.settings import GatewaySettings
 from servery_gateway.tokens import SigningKey
+from servery_rpc.reflection import v1_pool
 from servery_rpc.server import Service, serving
 from servery_rpc.settings import ServerSettings
 
@@ -108,8 +109,12 @@ class Backend(grpc.GenericRpcHandler):
 
 def message_classes(method: Method) -> tuple[type[Any], type[Any]]:
     """The classes of a method's request and response."""
-    pools = (inference_pool(), descriptor_pool.Default())
-    pool = pools[0] if method.service.startswith("inference.") else pools[1]
+    if method.service.startswith("inference."):
+        pool = inference_pool()
+    elif method.service.startswith("grpc.reflection.v1."):
+        pool = v1_pool()
+    else:
+        pool = descriptor_pool.Default()
     service = pool.FindServiceByName(method.service)
     found = service.methods_by_name[method.name]
     return (

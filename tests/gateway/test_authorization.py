@@ -9,6 +9,7 @@ import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.methods import Method, methods
+from tests.gateway.conftest import message_classes
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Stack
@@ -169,8 +170,6 @@ async def test_a_request_that_is_no_protobuf_is_refused(stack: Stack) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/grpc.health.v1.Health/Watch",
         "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
         "/no.Such/Method",
@@ -194,3 +193,22 @@ async def test_a_mistake_in_the_script_that_decides_refuses(stack: Stack) -> Non
     """Envoy goes on after an error in a script; the filter behind it does not."""
     token = stack.forged(permissions=5)
     assert (await stack.refusal(f"{REGISTRY}/GetModel", token)).code is DENIED
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_describes_what_is_behind_the_gateway(stack: Stack, version: str) -> None:
+    path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+    token = await stack.token(infer=["digits"])
+
+    async def ask(**request: str) -> Any:
+        method = next(method for method in methods() if method.path == path)
+        return await stack.call(path, token, message_classes(method)[0](**request))
+
+    listed = await ask(list_services="*")
+    services = {service.name for service in listed.list_services_response.service}
+    assert services == {method.service for method in methods()}
+    for symbol in (*services, "google.rpc.ErrorInfo"):
+        described = await ask(file_containing_symbol=symbol)
+        assert described.file_descriptor_response.file_descriptor_proto, symbol
+    error = await stack.refusal(path)
+    assert error.code is grpc.StatusCode.UNAUTHENTICATED

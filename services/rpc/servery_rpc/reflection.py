@@ -48,7 +48,7 @@ def add_reflection(
     """
     servicer = reflection.aio.ReflectionServicer(
         (*services, f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection"),
-        pool=_Pools((descriptor_pool.Default(), _v1_pool(), *pools)),
+        pool=_Pools((descriptor_pool.Default(), v1_pool(), *pools)),
     )
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     handler = grpc.stream_stream_rpc_method_handler(
@@ -65,8 +65,8 @@ def add_reflection(
     )
 
 
-def _v1_pool() -> descriptor_pool.DescriptorPool:
-    """Describe v1 itself, derived from v1alpha."""
+def v1_pool() -> descriptor_pool.DescriptorPool:
+    """Return a pool that describes v1 itself, derived from v1alpha."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name, file.package = "grpc/reflection/v1/reflection.proto", _V1

@@ -72,6 +72,7 @@ async def serving(
     settings: ServerSettings,
     *services: Service,
     pools: Sequence[DescriptorPool] = (),
+    described: Sequence[str] | None = None,
     transport: Transport | None = None,
     telemetry: Telemetry | None = None,
 ) -> AsyncIterator[RunningServer]:
@@ -84,6 +85,7 @@ async def serving(
         settings: Where and how.
         *services: What.
         pools: Private descriptor pools that reflection must know.
+        described: Full names of the services that reflection tells of; None means `services`.
         transport: What carries the calls; None means grpcio.
         telemetry: Traces the calls; None means what `settings` say.
 
@@ -100,7 +102,9 @@ async def serving(
             service.register(server)
             await health.set(service.name, SERVING if service.ready else NOT_SERVING)
         await health.set("", SERVING if all(s.ready for s in services) else NOT_SERVING)
-        add_reflection(server, [s.name for s in services] + ["grpc.health.v1.Health"], pools)
+        if described is None:
+            described = [*(service.name for service in services), "grpc.health.v1.Health"]
+        add_reflection(server, described, pools)
         address = _bind(transport, server, settings)
         await server.start()
         try:
