@@ -40,6 +40,7 @@ class Training:
     ensemble_size: int = 1
     """Networks of each family."""
     combination: pb.Combination.ValueType = pb.COMBINATION_MEAN
+    precision: pb.Precision.ValueType = pb.PRECISION_FLOAT32
 
     @classmethod
     def parse(cls, training: pb.Training, path: str, batch_size: int = BATCH_SIZE) -> Self:
@@ -95,6 +96,9 @@ class Training:
             combination=pb.Combination.ValueType(
                 known(training.combination, pb.Combination, f"{path}.combination")
             ),
+            precision=pb.Precision.ValueType(
+                known(training.precision, pb.Precision, f"{path}.precision")
+            ),
         )
 
     def to_proto(self) -> pb.Training:
@@ -115,6 +119,7 @@ class Training:
             class_weights=self.class_weights,
             ensemble_size=self.ensemble_size,
             combination=self.combination,
+            precision=self.precision,
         )
 
 

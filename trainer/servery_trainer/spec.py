@@ -103,6 +103,11 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         for index, member in enumerate(spec.training.members)
     )
     _check_ensemble(task, family, members, training)
+    framework = _framework(spec, family)
+    half = training.precision == training_pb2.PRECISION_MIXED_FLOAT16
+    if half and framework != training_pb2.FRAMEWORK_KERAS:
+        rule = "be PRECISION_FLOAT32, or the framework be FRAMEWORK_KERAS"
+        raise FieldInvalidError(f"{ROOT}.training.precision", "PRECISION_MIXED_FLOAT16", rule)
     return Spec(
         dataset=dataset,
         task=task,
@@ -113,7 +118,7 @@ def parse_spec(spec: training_pb2.TrainingSpec) -> Spec:
         optimization=Optimization.parse(spec.optimization, f"{ROOT}.optimization"),
         model=model,
         alias=alias,
-        framework=_framework(spec, family),
+        framework=framework,
         base_version=_base_version(spec.base_version),
         explanation=Explaining.parse(
             spec.explanation,

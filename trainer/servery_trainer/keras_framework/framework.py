@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from servery.trainer.v1 import training_pb2 as pb
+from servery_rpc.errors import FieldInvalidError
 from servery_trainer.frameworks import Answering, Learner
 from servery_trainer.hyperparameters import Training
 from servery_trainer.keras_framework import families
@@ -17,6 +19,7 @@ from servery_trainer.keras_framework.learner import KerasLearner
 from servery_trainer.networks import Family
 from servery_trainer.objectives import Objective
 from servery_trainer.preprocessing import FloatArray
+from servery_trainer.spec import ROOT
 
 _LIBRARIES: Final = ("keras", "tf2onnx")
 
@@ -52,7 +55,15 @@ class Keras:
     def learner(
         self, network: keras.Model, objective: Objective, settings: Training, values: NDArray[Any]
     ) -> Learner:
-        """See `Framework`."""
+        """See `Framework`.
+
+        Raises:
+            FieldInvalidError: Steps are to be in mixed precision, and there is no GPU.
+        """
+        half = settings.precision == pb.PRECISION_MIXED_FLOAT16
+        if half and not tf.config.list_physical_devices("GPU"):
+            rule = "be PRECISION_FLOAT32: the trainer has no GPU, and others are slower in halves"
+            raise FieldInvalidError(f"{ROOT}.training.precision", "PRECISION_MIXED_FLOAT16", rule)
         return KerasLearner(network, criterion(objective), settings, values)
 
     def answering(

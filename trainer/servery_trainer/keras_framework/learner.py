@@ -4,7 +4,8 @@ Not by Keras' `fit`: these steps can be run by several workers as they are (Kera
 under MultiWorkerMirroredStrategy), and training can be stopped after any of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -77,7 +78,28 @@ class KerasLearner:
 Step = Callable[[FloatArray, NDArray[Any]], tuple[tf.Tensor, tf.Tensor]]
 
 
+@contextmanager
+def _halves(network: keras.Model) -> Iterator[None]:
+    """Let all layers compute in 16-bit floats while a step is compiled; no weight changes."""
+    layers = list(network._flatten_layers())  # noqa: SLF001 no other way to layers inside layers
+    policies = [layer.dtype_policy for layer in layers]
+    for layer in layers:
+        layer.dtype_policy = "mixed_float16"
+    try:
+        yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer.dtype_policy = policy
+
+
 def _optimizer(settings: Training) -> keras.optimizers.Optimizer:
+    plain = _plain_optimizer(settings)
+    if settings.precision == training_pb2.PRECISION_MIXED_FLOAT16:
+        return keras.optimizers.LossScaleOptimizer(plain)
+    return plain
+
+
+def _plain_optimizer(settings: Training) -> keras.optimizers.Optimizer:
     options = {
         "learning_rate": settings.learning_rate,
         "global_clipnorm": settings.max_gradient_norm or None,
@@ -98,7 +120,11 @@ def _steps(
     values: tf.TensorSpec,
     l2: float,
 ) -> tuple[Step, Step]:
-    """Compile one step of learning and one of judging; each returns sums of losses and figures."""
+    """Compile one step of learning and one of judging; each returns sums of losses and figures.
+
+    Steps of learning are in mixed precision if the optimizer scales the loss.
+    """
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     signature = [tf.TensorSpec([None, *network.input_shape[1:]], tf.float32), values]
     kernels = [variable for variable in network.trainable_variables if len(variable.shape) > 1]
 
@@ -112,11 +138,16 @@ def _steps(
 
     def learn(features: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss, figure = outcome(features, network(features, training=True), values)
+            with _halves(network) if scales else nullcontext():
+                outputs = network(features, training=True)
+            outputs = tf.nest.map_structure(lambda said: tf.cast(said, tf.float32), outputs)
+            loss, figure = outcome(features, outputs, values)
             minimised = loss / tf.cast(tf.shape(features)[0], tf.float32)
             if l2:
                 squares = [tf.reduce_sum(tf.square(kernel)) for kernel in kernels]
                 minimised += l2 * tf.add_n(squares)
+            if scales:
+                minimised = optimizer.scale_loss(minimised)
         optimizer.apply(tape.gradient(minimised, network.trainable_variables))
         return loss, figure
 

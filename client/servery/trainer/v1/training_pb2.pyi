@@ -187,6 +187,36 @@ RECURRENT_CELL_GRU: RecurrentCell.ValueType  # 2
 """Gated recurrent unit (Cho et al., 2014)."""
 Global___RecurrentCell: _TypeAlias = RecurrentCell  # noqa: Y015
 
+class _Precision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
+    """Same as FLOAT32."""
+    PRECISION_FLOAT32: _Precision.ValueType  # 1
+    """32-bit floats."""
+    PRECISION_MIXED_FLOAT16: _Precision.ValueType  # 2
+    """16-bit floats where they do, with the loss scaled so that small gradients do not vanish
+    (Micikevicius et al., 2018). With Keras on a GPU; refused before the first step where there is
+    none.
+    """
+
+class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+    """What the steps of training compute in."""
+
+PRECISION_UNSPECIFIED: Precision.ValueType  # 0
+"""Same as FLOAT32."""
+PRECISION_FLOAT32: Precision.ValueType  # 1
+"""32-bit floats."""
+PRECISION_MIXED_FLOAT16: Precision.ValueType  # 2
+"""16-bit floats where they do, with the loss scaled so that small gradients do not vanish
+(Micikevicius et al., 2018). With Keras on a GPU; refused before the first step where there is
+none.
+"""
+Global___Precision: _TypeAlias = Precision  # noqa: Y015
+
 class _Combination:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -2158,6 +2188,7 @@ class Training(_message.Message):
     ENSEMBLE_SIZE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     COMBINATION_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     max_epochs: _builtins.int
     """Most passes over the training part, 1 to 10,000. 0: 40."""
     batch_size: _builtins.int
@@ -2197,6 +2228,8 @@ class Training(_message.Message):
     """
     combination: Global___Combination.ValueType
     """How the answers of several networks become one."""
+    precision: Global___Precision.ValueType
+    """What steps compute in. Weights, validation and all answers are 32-bit floats whatever it is."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
         """Families to train networks of beside those of the `family` of the spec, `ensemble_size` of each.
@@ -2223,10 +2256,11 @@ class Training(_message.Message):
         ensemble_size: _builtins.int = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         combination: Global___Combination.ValueType = ...,
+        precision: Global___Precision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "learning_rate", b"learning_rate", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "combination", b"combination", "early_stopping_patience", b"early_stopping_patience", "ensemble_size", b"ensemble_size", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "members", b"members", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "combination", b"combination", "early_stopping_patience", b"early_stopping_patience", "ensemble_size", b"ensemble_size", "l2", b"l2", "learning_rate", b"learning_rate", "max_epochs", b"max_epochs", "max_gradient_norm", b"max_gradient_norm", "members", b"members", "momentum", b"momentum", "optimizer", b"optimizer", "precision", b"precision", "schedule", b"schedule", "seed", b"seed", "warmup_epochs", b"warmup_epochs", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
