@@ -91,10 +91,10 @@ async def fetch(versions: Versions, version: VersionName, directory: Path) -> No
     await asyncio.to_thread(_make_anew, directory)
     for path in _FILES:
         sha256 = hashlib.sha256()
-        with (directory / path).open("wb") as file:
+        with await asyncio.to_thread((directory / path).open, "wb") as file:
             async for chunk in versions.read(version, path):
                 sha256.update(chunk)
-                file.write(chunk)
+                await asyncio.to_thread(file.write, chunk)
         if sha256.hexdigest() != declared[path]:
             raise DigestMismatchError(path, declared[path], sha256.hexdigest())
 
@@ -143,7 +143,7 @@ class BaseVersion:
             if (computed := hashlib.sha256(content).hexdigest()) != declared[path]:
                 raise DigestMismatchError(path, declared[path], computed)
             documents.append(content)
-        return cls.parse(version, *documents)
+        return await asyncio.to_thread(cls.parse, version, *documents)
 
     @classmethod
     def parse(cls, version: VersionName, lineage: bytes, signature: bytes) -> Self:

@@ -90,10 +90,7 @@ def failure(error: BaseException, problem: Problem = "RAISED") -> CustomCodeErro
     """Return what to tell those who wrote the module of an error, with the line if there is one."""
     if isinstance(error, SyntaxError) and error.filename == _FILE:
         return CustomCodeError(problem, f"{type(error).__name__}: {error.msg}", error.lineno or 0)
-    try:
-        text = _without_places(str(error)).strip()
-    except Exception:  # An exception of the module may fail to say what it is.
-        text = ""
+    text = _without_places(_text(error)).strip()
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return CustomCodeError(problem, what, _line(error))
 
@@ -147,11 +144,18 @@ def _line(error: BaseException) -> int:
         seen.append(cause)
         frames = traceback.extract_tb(cause.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == _FILE and frame.lineno]
-        lines += map(int, _QUOTED_LINE.findall(str(cause)))  # What TensorFlow makes of frames.
+        lines += map(int, _QUOTED_LINE.findall(_text(cause)))  # What TensorFlow makes of frames.
         if lines:
             return lines[-1]
         cause = cause.__cause__ or cause.__context__
     return 0
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # One of the module may fail to say what it is.
+        return ""
 
 
 def _without_places(text: str) -> str:
