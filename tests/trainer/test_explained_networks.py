@@ -117,3 +117,26 @@ def test_sequences(family: str) -> None:
     rows = np.random.default_rng(7).normal([50, -0.1], [20, 0.01], (12, 10, 2)).astype(np.float32)
     preprocessing = ArrayPreprocessing.fit("sequence", rows, by_channel=True)
     check(parse_spec(spec), preprocessing, {"sequence": rows})
+
+
+def test_ensembles_of_several_networks() -> None:
+    from servery_trainer import problems
+    from servery_trainer.keras_framework.framework import Keras
+
+    spec = parse_spec(text({"embedding": {}}))
+    assert isinstance(spec.task, TextTask)
+    preprocessing = fit_text(spec.task, spec.family, texts(*SENTENCES))
+    head, objective = problems.pose(target("classes"), np.arange(ROWS), spec.training)
+    shape, vocabulary = preprocessing.feature_shape, vocabulary_size(preprocessing)
+    families = (spec.family, parse_spec(text({"transformer": {}})).family)
+    networks = [Keras().build(family, shape, CLASSES, vocabulary, seed=1) for family in families]
+    weights = np.array([0.75, 0.25], np.float32)
+    answering = Keras().answering(networks, objective, weights)
+    model = canonical(export.to_onnx(answering, preprocessing, head))
+    found = Graph(explain(model, preprocessing, head, 64).model, 1).run(texts(*SENTENCES))
+    answers = export.predict(answering, preprocessing, texts(*SENTENCES))
+    np.testing.assert_allclose(found["explained.score"][:, 0], answers.max(axis=1), rtol=1e-4)
+    change = found["explained.score"] - found["explained.baseline_score"]
+    assert np.abs(change).max() > 0.01
+    total = found["attribution.sms"].sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(total, change, atol=1e-3)
