@@ -113,7 +113,12 @@ async def _welcome(platform: Platform, key_file: Path | None) -> None:
         out.print(f"  key       in {key_file}")
     else:
         out.print(f"  key       {secret}  (an administrator's; shown only now)")
-        out.print(f"  try       export SERVERY_ADDRESS={platform.address} SERVERY_API_KEY={secret}")
+        ca = " SERVERY_CA=CA.pem" if platform.tls_key else ""
+        out.print(
+            f"  try       export SERVERY_ADDRESS={platform.address} SERVERY_API_KEY={secret}{ca}"
+        )
+        if ca:
+            out.print("            CA.pem: the certificate of who signed the one of this server")
     out.print("servery: ready")
 
 

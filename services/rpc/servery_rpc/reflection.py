@@ -47,7 +47,7 @@ def add_reflection(
         pools: Private pools to look in after the default one.
     """
     servicer = reflection.aio.ReflectionServicer(
-        (*services, f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection"),
+        sorted({*services, f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection"}),
         pool=_Pools((descriptor_pool.Default(), v1_pool(), *pools)),
     )
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
