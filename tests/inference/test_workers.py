@@ -13,9 +13,11 @@ import pytest
 import pytest_asyncio
 
 from servery.inference.v1 import grpc_service_pb2 as pb
+from servery_inference.rpcs import METHODS
+from servery_inference.workers import relay
 from tests.inference import graphs
 from tests.inference.asking_http import Client
-from tests.inference.calling import answers, failure, index, infer_request, stub
+from tests.inference.calling import answers, claims, failure, index, infer_request, stub
 from tests.inference.test_control import X, load, unload
 from tests.inference.working import added, added_by_all, connections, serve
 
@@ -41,6 +43,14 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     ):
         assert server.http_address is not None
         yield Served(root, channels, Client(server.http_address))
+
+
+async def test_every_method_of_the_contract_is_answered_here_or_relayed() -> None:
+    here = {name for name in METHODS if name.startswith(("Server", "CudaSharedMemory"))}
+    here |= {"ModelConfig", "ModelInfer", "ModelMetadata", "ModelReady", "ModelStreamInfer"}
+    relayed = {*relay.DECIDED, *relay.KEPT, relay.SUMMED}
+    assert here | relayed == set(METHODS)
+    assert not here & relayed
 
 
 async def test_models_are_loaded_and_unloaded_everywhere(served: Served) -> None:
@@ -112,6 +122,17 @@ async def test_settings_of_logs_and_traces_hold_everywhere(served: Served) -> No
         assert kept.settings["trace_rate"].value == ["7"]
     traces.settings["trace_rate"].value[:] = ["often"]
     assert (await failure(stub(first).TraceSetting(traces))).reason == "ERROR_REASON_FIELD_INVALID"
+
+
+async def test_a_relayed_call_is_still_that_of_its_caller(served: Served) -> None:
+    user = claims("default", infer=["*"])
+    unload_it = pb.RepositoryModelUnloadRequest(model_name="m")
+    for call in (
+        stub(served.channels[0]).LogSettings(pb.LogSettingsRequest(), metadata=user),
+        stub(served.channels[0]).RepositoryModelUnload(unload_it, metadata=user),
+    ):
+        assert (await failure(call)).code is grpc.StatusCode.PERMISSION_DENIED
+    assert await added_by_all(served.channels) == {1}
 
 
 async def test_shared_memory_is_registered_everywhere(served: Served) -> None:

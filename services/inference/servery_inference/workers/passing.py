@@ -34,14 +34,12 @@ async def accept(
     """Accept connections for ever, and give them away.
 
     Args:
-        listener: Bound, not listening yet.
+        listener: Listens, and does not block.
         door: One byte that tells what is spoken there.
         give: Keeps no connection.
         someone: Returns once there is somebody to give them to; until then it waits, and others do.
     """
     loop = asyncio.get_running_loop()
-    listener.settimeout(0)
-    listener.listen(1024)
     while True:
         try:
             connection, _ = await loop.sock_accept(listener)

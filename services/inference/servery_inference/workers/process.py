@@ -63,7 +63,7 @@ class WorkerProcess:
         control, control_there = socket.socketpair()
         connections, connections_there = socket.socketpair(type=socket.SOCK_SEQPACKET)
         connections.settimeout(0)
-        with connections:
+        with connections, control:
             with control_there, connections_there:
                 descriptors = (control_there.fileno(), connections_there.fileno())
                 # Not by another thread: the process ends with the thread that begins it.

@@ -44,7 +44,7 @@ class RelayedContext:
         self._metadata = [(key, value) for key, value in metadata]
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        """Return what came with the call, as far as it is text."""
+        """Return what came with the call, as text."""
         return self._metadata
 
     def set_trailing_metadata(self, trailing_metadata: Any, /) -> None:
@@ -62,9 +62,9 @@ def relayed(channel: Channel) -> Handlers:
 
 def _asking(channel: Channel, name: str) -> Callable[[Message, Context], Awaitable[Message]]:
     async def ask(request: Message, context: Context) -> Message:
-        pairs = context.invocation_metadata() or ()
-        texts = [(key, value) for key, value in pairs if isinstance(value, str)]
-        fields = {"method": name, "metadata": texts}
+        # All of it: what tells who calls must not get lost.
+        pairs = [(key, str(value)) for key, value in context.invocation_metadata() or ()]
+        fields = {"method": name, "metadata": pairs}
         answer = await channel.call("rpc", fields, request.SerializeToString())
         return _response(name, answer.body)
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from prometheus_client import REGISTRY
 
-from servery_h2.listening import bind
+from servery_h2.listening import BACKLOG, bind
 from servery_inference.control_servicer import RepositoryControl
 from servery_inference.diagnosis_servicer import DiagnosisServicer
 from servery_inference.log_switch import LogSwitch
@@ -101,6 +101,8 @@ async def serving_by_workers(
 
         tasks = [asyncio.create_task(announce())]
         for door, sock in doors:
+            sock.settimeout(0)
+            sock.listen(BACKLOG)
             accepting = accept(sock, door, supervisor.give, supervisor.one_serving)
             tasks.append(asyncio.create_task(accepting))
         try:

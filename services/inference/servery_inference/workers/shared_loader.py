@@ -89,7 +89,6 @@ class SharedLoader:
         try:
             loaded = await self._everywhere(order)
         except BaseException:
-            del self._held[order.number]
             await self._drop(order.number)
             raise
         finally:

@@ -111,6 +111,7 @@ async def run(
         except PeerGoneError:
             log.error("the parent process is gone")
         finally:
+            doors.ready.clear()
             reporting.cancel()
             await receiver.stop()
 
