@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2 as pb
-from servery_trainer.attribution import GAP, Explanation, explain
+from servery_trainer.attribution import Explanation, explain
+from servery_trainer.attribution_outputs import GAP
 from servery_trainer.gradients.emitter import UnsupportedError
 from servery_trainer.heads import Arrays, Head, Output
 from servery_trainer.hyperparameters import Explaining

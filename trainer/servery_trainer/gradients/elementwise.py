@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from servery_trainer.gradients.step import RULE, Step
+from servery_trainer.gradients.step import Rule, Step
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -80,7 +80,7 @@ def _leaky(s: Step) -> Pairs:
     yield s.x, s.elementwise("Add", positive, s.elementwise("Mul", negative, slope))
 
 
-def _scaled(slope: Callable[[Step], str]) -> RULE:
+def _scaled(slope: Callable[[Step], str]) -> Rule:
     """Return the rule of an operator with one input, from what writes its slope."""
 
     def rule(s: Step) -> Pairs:
@@ -116,7 +116,7 @@ def _minus_square(s: Step) -> str:
     return s.elementwise("Neg", s.elementwise("Mul", s.y, s.y))
 
 
-RULES: Final[dict[str, RULE]] = {
+RULES: Final[dict[str, Rule]] = {
     "Abs": _scaled(lambda s: s.elementwise("Sign", s.x)),
     "Add": _add,
     "Cast": _passed,

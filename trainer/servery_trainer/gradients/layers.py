@@ -8,7 +8,7 @@ import onnx
 
 from servery_trainer.gradients.emitter import Shape, UnsupportedError
 from servery_trainer.gradients.rearranging import picked
-from servery_trainer.gradients.step import RULE, Step
+from servery_trainer.gradients.step import Rule, Step
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -194,7 +194,7 @@ def _layer_normalization(s: Step) -> Pairs:
     yield s.x, s.elementwise("Div", rest, deviation)
 
 
-RULES: Final[dict[str, RULE]] = {
+RULES: Final[dict[str, Rule]] = {
     "BatchNormalization": _batch_normalization,
     "Conv": _conv,
     "Gemm": _gemm,

@@ -5,18 +5,22 @@ time; Werbos, 1990).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx
 from onnx import helper
 
-from servery_trainer.gradients.emitter import Emitter, UnsupportedError, renamed
-from servery_trainer.gradients.step import attributes, dependent, reads
+from servery_trainer.gradients.emitter import Emitter, renamed
+from servery_trainer.gradients.loop_parts import LoopParts, record
+from servery_trainer.gradients.step import attributes, reads
 
 Differentiate = Callable[
     [Sequence[onnx.NodeProto], Mapping[str, str], Sequence[str], Emitter], dict[str, str]
 ]
-_INTEGER, _BOOLEAN = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
+_FLOAT, _INTEGER, _BOOLEAN = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.INT64,
+    onnx.TensorProto.BOOL,
+)
 
 
 def differentiate_loop(
@@ -26,82 +30,10 @@ def differentiate_loop(
     emit: Emitter,
     differentiate: Differentiate,
 ) -> Iterator[tuple[str, str]]:
-    """See `step.RULE`; the loop gets further outputs, which record the states of each turn."""
-    parts = _Parts.of(loop, active)
-    recorded = _record(loop, parts, emit)
+    """See `step.Rule`; the loop gets further outputs, which record the states of each turn."""
+    parts = LoopParts.of(loop, active)
+    recorded = record(loop, parts, emit)
     return _Back(parts, recorded, told, emit, differentiate).run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """A loop, taken apart."""
-
-    nodes: list[onnx.NodeProto]
-    turn: str
-    goes_on: str
-    states: list[str]
-    """Names in the body of what is carried from turn to turn."""
-    nexts: list[str]
-    """Names in the body of what these become."""
-    scans: list[str]
-    """Names in the body of what each turn gives out."""
-    firsts: list[str]
-    """Names outside of what the states are at first."""
-    smooth: set[str]
-    """States whose gradient is asked for."""
-    outer: list[str]
-    """Tensors from outside whose gradient is asked for."""
-
-    @classmethod
-    def of(cls, loop: onnx.NodeProto, active: set[str]) -> "_Parts":
-        body: onnx.GraphProto = attributes(loop)["body"]
-        turn, goes_on, *states = [value.name for value in body.input]
-        nexts = [value.name for value in body.output][1:]
-        nodes, firsts = list(body.node), list(loop.input[2:])
-        read = set().union(*(reads(node) for node in nodes))
-        outer = sorted(read & active)
-        pairs = list(zip(states, nexts, firsts, strict=False))
-        smooth = {state for state, _, first in pairs if first in active}
-        while True:  # until no further state depends on those known to
-            reached = dependent(nodes, [*smooth, *outer])
-            more = {state for state, later, _ in pairs if later in reached} - smooth
-            if not more:
-                break
-            smooth |= more
-        return cls(
-            nodes=nodes,
-            turn=turn,
-            goes_on=goes_on,
-            states=states,
-            nexts=nexts[: len(states)],
-            scans=nexts[len(states) :],
-            firsts=firsts,
-            smooth=smooth,
-            outer=outer,
-        )
-
-    @property
-    def varying(self) -> list[int]:
-        """Places of the states that are not the same in all turns."""
-        pairs = enumerate(zip(self.states, self.nexts, strict=True))
-        return [place for place, (state, later) in pairs if state != later]
-
-
-def _record(loop: onnx.NodeProto, parts: _Parts, emit: Emitter) -> dict[str, str]:
-    """Have the loop give out the turn and the states each turn starts from; return their names."""
-    (body,) = (each.g for each in loop.attribute if each.name == "body")
-    names = [parts.turn, *(parts.states[place] for place in parts.varying)]
-    recorded = {}
-    for name in names:
-        copy, output = emit.name(), emit.name()
-        body.node.append(helper.make_node("Identity", [name], [copy]))
-        element = emit.types.get(name, onnx.TensorProto.FLOAT)
-        body.output.append(helper.make_tensor_value_info(copy, element, None))
-        loop.output.append(output)
-        emit.shapes[output] = (None, *emit.shapes[name])
-        emit.types[output] = element
-        recorded[name] = output
-    return recorded
 
 
 class _Back:
@@ -109,7 +41,7 @@ class _Back:
 
     def __init__(
         self,
-        parts: _Parts,
+        parts: LoopParts,
         recorded: dict[str, str],
         told: Sequence[str | None],
         emit: Emitter,
@@ -124,43 +56,47 @@ class _Back:
         self._state_places = [n for n, s in enumerate(parts.states) if s in parts.smooth]
 
     def run(self) -> Iterator[tuple[str, str]]:
-        emit, parts = self._emit, self._parts
+        """Write it; yield what is read from outside with its gradients."""
+        emit, parts, inner = self._emit, self._parts, self._inner
         turns = self._turns()
-        carried = [emit.name() for _ in self._state_places]
         back_turn, goes_on = emit.name(), emit.name()
-        firsts = []
-        for place, name in zip(self._state_places, carried, strict=True):
-            emit.shapes[name] = emit.shapes[parts.states[place]]
-            firsts.append(self._told[place] or emit.zeros(parts.firsts[place]))
         names, now = self._again(back_turn, turns)
         nodes, names = renamed(parts.nodes, names, f"{emit.name()}/")
         self._shape_alike(names)
-        self._inner.nodes += nodes
+        inner.nodes += nodes
+        states = [names[parts.states[place]] for place in self._state_places]
         picks, whole = self._outer(nodes)
-        points = [names[parts.states[place]] for place in self._state_places]
-        seeds = self._seeds(names, carried, now)
+        carried, sums = ([self._named_as(name) for name in group] for group in (states, whole))
         rest = [node for node in nodes if node.output[0] not in picks]
-        found = self._differentiate(rest, seeds, [*points, *picks, *whole], self._inner)
-        sums = [emit.name() for _ in whole]
-        for name, total in zip(whole, sums, strict=True):
-            emit.shapes[total] = emit.shapes[name]
+        seeds = self._seeds(names, carried, now)
+        found = self._differentiate(rest, seeds, [*states, *picks, *whole], inner)
         added = [
-            self._inner.add("Add", total, found[name], shape=emit.shapes[name])
+            inner.add("Add", total, found[name], shape=emit.shapes[name])
             for name, total in zip(whole, sums, strict=True)
+        ]
+        firsts = [
+            self._told[place] or emit.zeros(parts.firsts[place]) for place in self._state_places
         ]
         results = self._loop(
             turns,
             [back_turn, goes_on, *carried, *sums],
             [*firsts, *(emit.zeros(name) for name in whole)],
-            [*(found[point] for point in points), *added],
-            [name for pick in picks for name in (found[pick], self._whole_number(picks[pick][1]))],
+            [*(found[state] for state in states), *added],
+            [name for pick, (_, at) in picks.items() for name in (found[pick], self._whole(at))],
         )
-        for place in self._state_places:
-            yield parts.firsts[place], results.pop(0)
-        for name in whole:
-            yield name, results.pop(0)
-        for source, _ in picks.values():
-            yield source, self._scattered(source, results.pop(0), results.pop(0))
+        read = [*(parts.firsts[place] for place in self._state_places), *whole]
+        yield from zip(read, results, strict=False)
+        single = results[len(read) :]
+        for (source, _), gradients, places in zip(
+            picks.values(), single[::2], single[1::2], strict=True
+        ):
+            yield source, self._scattered(source, gradients, places)
+
+    def _named_as(self, model: str) -> str:
+        """Return a new name for a tensor of the shape of another one."""
+        name = self._emit.name()
+        self._emit.shapes[name] = self._emit.shapes[model]
+        return name
 
     def _turns(self) -> str:
         """Return how many turns there were, [1]."""
@@ -179,10 +115,10 @@ class _Back:
         for place, state in enumerate(parts.states):
             if place not in parts.varying:
                 names[state] = parts.firsts[place]
-        for name, record in self._recorded.items():
-            element = self._emit.types.get(name, onnx.TensorProto.FLOAT)
+        for name, states in self._recorded.items():
+            element = self._emit.types.get(name, _FLOAT)
             shape = self._emit.shapes[name]
-            names[name] = inner.add("Gather", record, now, shape=shape, dtype=element, axis=0)
+            names[name] = inner.add("Gather", states, now, shape=shape, dtype=element, axis=0)
         return names, now
 
     def _shape_alike(self, names: Mapping[str, str]) -> None:
@@ -227,7 +163,7 @@ class _Back:
                 seeds[name] = gradient
         return seeds
 
-    def _whole_number(self, place: str) -> str:
+    def _whole(self, place: str) -> str:
         return self._inner.add("Cast", place, shape=(), dtype=_INTEGER, to=_INTEGER)
 
     def _loop(
@@ -247,9 +183,9 @@ class _Back:
             inner.nodes.append(helper.make_node("Identity", [name], [copy]))
             outputs.append(copy)
         value = helper.make_tensor_value_info
-        elements = [_INTEGER, _BOOLEAN, *([onnx.TensorProto.FLOAT] * len(nexts))]
-        places = [_INTEGER if n % 2 else onnx.TensorProto.FLOAT for n in range(len(scans))]
-        kinds = [onnx.TensorProto.FLOAT] * len(nexts) + places
+        elements = [_INTEGER, _BOOLEAN, *([_FLOAT] * len(nexts))]
+        places = [_INTEGER if n % 2 else _FLOAT for n in range(len(scans))]
+        kinds = [_FLOAT] * len(nexts) + places
         ranked = zip(inputs, elements, strict=True)
         body = helper.make_graph(
             inner.nodes,
@@ -276,10 +212,3 @@ class _Back:
         zeros = emit.zeros(source)
         shape = emit.shapes[source]
         return emit.add("ScatterND", zeros, column, gradients, shape=shape, reduction="add")
-
-
-def check(loop: onnx.NodeProto) -> None:
-    """Raise UnsupportedError for a loop with another one inside."""
-    body: onnx.GraphProto = attributes(loop)["body"]
-    if any(each.op_type in ("Loop", "Scan", "If") for each in body.node):
-        raise UnsupportedError("a loop in a loop has no derivative here")

@@ -6,7 +6,7 @@ from typing import Final
 import onnx
 
 from servery_trainer.gradients.emitter import UnsupportedError
-from servery_trainer.gradients.step import RULE, Step
+from servery_trainer.gradients.step import Rule, Step
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -92,7 +92,7 @@ def _reverse_sequence(s: Step) -> Pairs:
     yield s.x, s.like(s.x, "ReverseSequence", s.gradient, s.node.input[1], **options)
 
 
-RULES: Final[dict[str, RULE]] = {
+RULES: Final[dict[str, Rule]] = {
     "Concat": _concat,
     "Expand": _expand,
     "Flatten": _reshape,

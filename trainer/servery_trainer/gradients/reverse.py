@@ -6,9 +6,9 @@ import onnx
 
 from servery_trainer.gradients import elementwise, layers, loops, rearranging
 from servery_trainer.gradients.emitter import Emitter, UnsupportedError
-from servery_trainer.gradients.step import RULE, Step, dependent
+from servery_trainer.gradients.step import Rule, Step, dependent
 
-RULES: dict[str, RULE] = {
+RULES: dict[str, Rule] = {
     **elementwise.RULES,
     **layers.RULES,
     **rearranging.RULES,

@@ -1,6 +1,6 @@
 """The shapes and types of all tensors of a graph, those inside of loops too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import onnx
 from onnx import helper, numpy_helper
@@ -92,10 +92,9 @@ def _alike(name: str, model: str, emit: Emitter) -> None:
 
 
 def _turns(loop: onnx.NodeProto, emit: Emitter) -> int | None:
-    most: Mapping[str, onnx.TensorProto] = emit.constants
-    if loop.input[0] in most:
-        return int(numpy_helper.to_array(most[loop.input[0]]))
-    return None
+    if loop.input[0] not in emit.constants:
+        return None
+    return int(numpy_helper.to_array(emit.constants[loop.input[0]]))
 
 
 def constants_of(graph: onnx.GraphProto, emit: Emitter) -> list[onnx.NodeProto]:

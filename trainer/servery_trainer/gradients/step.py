@@ -116,5 +116,5 @@ class Step:
         return name, self.emit.summed_to(gradient, self.shape(self.y), self.shape(name))
 
 
-RULE = Callable[[Step], Iterator[tuple[str, str]]]
+Rule = Callable[[Step], Iterator[tuple[str, str]]]
 """Yields inputs with their gradients, those that are `active` at least."""
