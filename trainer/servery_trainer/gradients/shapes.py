@@ -19,7 +19,7 @@ def infer(nodes: Sequence[onnx.NodeProto], given: Sequence[str], emit: Emitter, 
         opset: Version of the operators.
 
     Raises:
-        UnsupportedError: A loop is none that runs a known number of times.
+        UnsupportedError: What a loop works on has no known shape.
     """
     known, block = list(given), list[onnx.NodeProto]()
     for node in [*nodes, None]:
