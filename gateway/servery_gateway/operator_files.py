@@ -61,7 +61,7 @@ class Followed(Generic[T]):
 
 
 class OperatorFiles:
-    """All of them. Used by one thread at a time; methods block.
+    """All of them. `reload` blocks and is for one thread at a time; any may read the rest.
 
     Raises:
         OSError: One cannot be read.
