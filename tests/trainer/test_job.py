@@ -201,6 +201,31 @@ class TestFinishedJob:
         error = np.abs(probabilities - expected) / np.maximum(np.abs(expected), 1)
         assert error.max() <= golden["tolerance"] == job.result.parity.tolerance
 
+    def test_explains_what_it_answers(self, job: Run) -> None:
+        session = ort.InferenceSession(job.out / "explain.onnx")
+        model = ort.InferenceSession(job.out / "model.onnx")
+        assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+            (i.name, i.type, i.shape) for i in model.get_inputs()
+        ]
+        golden = np.load(job.out / "golden.npz", allow_pickle=False)
+        inputs = {i.name: golden[f"input:{i.name}"] for i in session.get_inputs()}
+        names = [output.name for output in session.get_outputs()]
+        told = dict(zip(names, session.run(names, inputs), strict=True))
+        described = job.document("signature.json")["explanation"]["outputs"]
+        assert [output["name"] for output in described] == names == job.result.explained.outputs
+        for name, values in told.items():
+            expected = golden[f"explain:{name}"]
+            if expected.dtype.kind == "f":
+                np.testing.assert_allclose(values, expected, atol=1e-4)
+            else:
+                np.testing.assert_array_equal(values.astype(str), expected)
+        np.testing.assert_array_equal(golden["explain:explained.target"], golden["output:label"])
+        parts = [v for name, v in told.items() if name.startswith("attribution.")]
+        total = sum(values.reshape(len(values), -1).sum(axis=1) for values in parts)
+        change = (told["explained.score"] - told["explained.baseline_score"])[:, 0]
+        np.testing.assert_allclose(total, change, atol=0.05)
+        assert job.result.explained.largest_gap < job.result.explained.tolerance
+
     def test_the_documents_agree_with_the_result(self, job: Run) -> None:
         assert job.document("metrics.json")["accuracy"] == job.result.metrics["accuracy"]
         profile = job.document("profile.json")["latencies"]
