@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +16,12 @@ from servery_trainer import (
     bundle,
     completeness,
     custom_module,
+    ensembles,
     export,
     frameworks,
     parity,
     plots,
     problems,
-    stacking,
     training,
     transfer,
 )
@@ -36,7 +36,7 @@ from servery_trainer.frameworks import Framework, Network
 from servery_trainer.heads import Calibrated
 from servery_trainer.networks import Custom
 from servery_trainer.objectives import Objective
-from servery_trainer.preprocessing import FloatArray, Preprocessing
+from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.slices import by_slice
 from servery_trainer.spec import Spec
@@ -106,7 +106,7 @@ def run(
     weights_sha256 = digest([array for network in networks for array in network.get_weights()])
 
     report(_phase(training_pb2.PHASE_CONVERTING, spec))
-    weights = _stack(framework, spec, networks, examples, preprocessing, objective)
+    weights = ensembles.fit_weights(framework, spec, networks, examples, preprocessing, objective)
     answering = framework.answering(networks, objective, weights)
     if isinstance(head, Calibrated):
         known = export.predict(answering, preprocessing, examples.take(split.validation))
@@ -159,7 +159,7 @@ def run(
             "lineage.json": _lineage(spec, examples, preprocessing, weights_sha256, libraries)
             | (base.lineage() if base else {})
             | (spec.family.lineage() if isinstance(spec.family, Custom) else {})
-            | _ensemble(spec, histories, weights)
+            | ensembles.lineage(spec, histories, weights)
             | {"findings": findings_of_data},
         },
         {
@@ -236,26 +236,6 @@ def _fit(
     return network, epochs
 
 
-def _stack(
-    framework: Framework,
-    spec: Spec,
-    networks: Sequence[Network],
-    examples: Examples,
-    preprocessing: Preprocessing,
-    objective: Objective,
-) -> FloatArray | None:
-    """Return how much each network counts; None: all alike."""
-    if spec.training.combination != training_pb2.COMBINATION_STACKED:
-        return None
-    rows = examples.split.validation
-    inputs = examples.take(rows)
-    answers = [
-        export.predict(framework.answering([network], objective), preprocessing, inputs)
-        for network in networks
-    ]
-    return stacking.fit_weights(answers, stacking.right_answers(examples.target, rows))
-
-
 def _variant(variant: Variant) -> training_pb2.Variant:
     lower, upper = variant.score_drop_interval
     return training_pb2.Variant(
@@ -324,29 +304,6 @@ def _lineage(
             )
         },
         "libraries": libraries,
-    }
-
-
-def _ensemble(
-    spec: Spec, histories: Sequence[Sequence[training_pb2.Epoch]], weights: FloatArray | None
-) -> Any:
-    """Tell of several networks what each is and how much its answers count."""
-    count = len(spec.networks)
-    if count == 1:
-        return {}
-    shares = [1 / count] * count if weights is None else weights.tolist()
-    return {
-        "networks": [
-            {
-                "family": family.name,
-                "seed": (spec.training.seed + number) % 2**32,
-                "validation_loss": min(epoch.validation_loss for epoch in epochs),
-                "weight": share,
-            }
-            for number, (family, epochs, share) in enumerate(
-                zip(spec.networks, histories, shares, strict=True)
-            )
-        ]
     }
 
 
