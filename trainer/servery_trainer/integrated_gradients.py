@@ -80,6 +80,7 @@ def integrated_gradients(
     _refuse_large(nodes, points, emit)
 
     row, body = emit.name(), emit.inner()
+    emit.shapes[row] = shape[1:]
     ends = {point: f"{point}/end" for point in points}
     way = _way(nodes, row, given.name, ends, alphas, body)
     weights, place = _chosen(answers.name, body, mean=mean)
@@ -90,13 +91,22 @@ def integrated_gradients(
     values = _integrated(gradients, ends, shares, body, words=words)
     made = [values, _at(scores, len(alphas) - 1, body), _at(scores, 0, body), place]
 
-    value = helper.make_tensor_value_info
+    return _row_by_row(features, row, made, body, emit)
+
+
+def _row_by_row(
+    features: str, row: str, made: Sequence[str], body: Emitter, emit: Emitter
+) -> Attribution:
+    """Write the run over all rows, given what is made of each `row`, in the order of the fields."""
     kinds = [_FLOAT, _FLOAT, _FLOAT, _INTEGER]
     graph = helper.make_graph(
         body.nodes,
         emit.name(),
-        [value(row, _FLOAT, shape[1:])],
-        [value(name, kind, emit.shapes[name]) for name, kind in zip(made, kinds, strict=True)],
+        [helper.make_tensor_value_info(row, _FLOAT, emit.shapes[row])],
+        [
+            helper.make_tensor_value_info(name, kind, emit.shapes[name])
+            for name, kind in zip(made, kinds, strict=True)
+        ],
     )
     outputs: list[Shape] = [(None, *emit.shapes[name]) for name in made]
     explained = emit.several("Scan", [features], outputs, body=graph, num_scan_inputs=1)
