@@ -32,7 +32,8 @@ HELD_OUT: Final = 200
 """Rows kept back from the platform altogether, to ask it about at the end."""
 
 BUNDLE: Final = {
-    *("model.onnx", "signature.json", "golden.npz", "metrics.json"),
+    *("model.onnx", "explain.onnx", "signature.json", "golden.npz", "metrics.json"),
+    *("weights.npz", "preprocessing.onnx"),
     *("profile.json", "statistics.json", "lineage.json"),
     *("curves.png", "confusion.png", "roc.png", "calibration.png"),
 }

@@ -15,6 +15,7 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.jobs import SUCCEEDED
 from servery_trainer.local_executor import JOB_COMMAND
 from tests.trainer.service import registry_client, running_trainer, spec
+from tests.trainer.test_job import FILES
 
 
 def breast_cancer() -> bytes:
@@ -47,19 +48,7 @@ async def test_a_real_job_ends_in_a_proven_version(tmp_path: Path, registry: str
         got = await stub.GetAlias(registry_pb2.GetAliasRequest(name=alias))
         assert got.alias.version == job.result.version
         version = await stub.GetVersion(registry_pb2.GetVersionRequest(name=job.result.version))
-    assert {file.path for file in version.version.files} == {
-        "model.onnx",
-        "signature.json",
-        "golden.npz",
-        "metrics.json",
-        "profile.json",
-        "statistics.json",
-        "calibration.png",
-        "confusion.png",
-        "curves.png",
-        "roc.png",
-        "lineage.json",
-    }
+    assert {file.path for file in version.version.files} == FILES
 
 
 @pytest.mark.slow
