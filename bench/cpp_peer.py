@@ -17,7 +17,7 @@ class CannotBuildError(Exception):
 
 
 def build() -> Path:
-    """Return the program, built if it is not there or not up to date.
+    """Return the program, built if it is not there or not up to date, which takes minutes.
 
     Raises:
         CannotBuildError: It cannot be; the message is the end of what the build printed.
