@@ -178,6 +178,7 @@ async def test_training_asks_for_what_its_options_say(shell: Shell, tmp_path: Pa
     )
     assert spec.training.optimizer == training_pb2.OPTIMIZER_SGD
     assert spec.recurrent.units == 8
+    assert spec.framework == training_pb2.FRAMEWORK_KERAS
     numbers = ("--task", "regression", "--target", "spots", "--fill", "numeric=-1")
     filled = await shell.json(
         *("train", str(table), *asked, *numbers, "--missing", "impute-constant")
