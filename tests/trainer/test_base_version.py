@@ -89,7 +89,6 @@ def test_a_job_alike_may_go_on(data: Path, asked: pb.TrainingSpec) -> None:
             changed(training={"ensembleSize": 2}), "training.ensemble_size", id="more networks"
         ),
         pytest.param(changed(framework="FRAMEWORK_PYTORCH"), "framework", id="other framework"),
-        pytest.param(changed(framework="FRAMEWORK_PYTORCH"), "framework", id="other framework"),
         pytest.param(tabular(features=["x"]), "dataset", id="fewer columns"),
         pytest.param(tabular(column_types={"x": 2}), "dataset", id="columns of another type"),
         pytest.param(
