@@ -33,7 +33,7 @@ HELD_OUT: Final = 200
 
 BUNDLE: Final = {
     *("model.onnx", "explain.onnx", "signature.json", "golden.npz", "metrics.json"),
-    *("weights.npz", "preprocessing.onnx"),
+    *("weights.npz", "preprocessing.json"),
     *("profile.json", "statistics.json", "lineage.json"),
     *("curves.png", "confusion.png", "roc.png", "calibration.png"),
 }
