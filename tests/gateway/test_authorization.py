@@ -9,7 +9,7 @@ import pytest
 
 from servery.inference.v1 import grpc_service_pb2 as oip
 from servery_gateway.methods import Method, methods
-from tests.gateway.conftest import message_classes
+from tests.gateway.backend import message_classes
 
 if TYPE_CHECKING:
     from tests.gateway.conftest import Stack

@@ -27,7 +27,8 @@ from servery_gateway.ads import SERVICE
 from servery_gateway.control_plane import control_plane
 from servery_gateway.snapshot import ROUTES
 from tests.gateway.asking import ask
-from tests.gateway.conftest import Backend, Stack, backend, running_stack, settings_for
+from tests.gateway.backend import Backend, backend
+from tests.gateway.conftest import Stack, running_stack, settings_for
 from tests.gateway.rest import RestBackend, rest_backend
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

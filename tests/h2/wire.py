@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import grpc
+import pytest
 from hpack import Decoder
 
 from servery_h2 import frames
@@ -137,6 +139,13 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """Return the error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
 
 
 def method(channel: Any, path: str = ECHO) -> Any:
