@@ -162,12 +162,19 @@ class Client:
             for tensor, raw in zip(response.outputs, contents, strict=True)
         }
 
+    def is_served(self, model: str, *, version: str = "") -> bool:
+        """Tell whether a version of a model answers now; see `predict` for the arguments."""
+        request = pb.ModelReadyRequest(name=self._wire_name(model), version=version)
+        return bool(self._connection.unary(self._inference.ModelReady, request).ready)
+
     def model_metadata(self, model: str, *, version: str = "") -> pb.ModelMetadataResponse:
         """Return the inputs and outputs of a served model; asked once, then remembered."""
         key = (model, version)
         if key not in self._metadata:
-            tenant = self.tenant.removeprefix("tenants/")
-            name = model if tenant == "default" else f"{tenant}.{model}"
-            request = pb.ModelMetadataRequest(name=name, version=version)
+            request = pb.ModelMetadataRequest(name=self._wire_name(model), version=version)
             self._metadata[key] = self._connection.unary(self._inference.ModelMetadata, request)
         return self._metadata[key]
+
+    def _wire_name(self, model: str) -> str:
+        tenant = self.tenant.removeprefix("tenants/")
+        return model if tenant == "default" else f"{tenant}.{model}"

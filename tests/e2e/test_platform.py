@@ -67,7 +67,6 @@ def wait_served(servery: Client, model: str, timeout_s: float = 20) -> None:
 
 def test_a_table_becomes_a_served_model(platform: Platform, iris: dict[str, list[float]]) -> None:
     with platform.client() as servery:
-        wait_served(servery, "iris")
         answer = servery.predict("iris", iris)
     assert answer["label"].ravel().tolist() == ["setosa"] * 3
     assert answer["probabilities"].shape == (3, 3)
@@ -76,7 +75,6 @@ def test_a_table_becomes_a_served_model(platform: Platform, iris: dict[str, list
 
 def test_a_served_model_says_why(platform: Platform, iris: dict[str, list[float]]) -> None:
     with platform.client() as servery:
-        wait_served(servery, "iris")
         why = servery.explain("iris", iris)
     added = sum(values for name, values in why.items() if name.startswith("attribution."))
     explained = why["explained.score"] - why["explained.baseline_score"]
@@ -88,7 +86,6 @@ def test_a_served_model_says_why(platform: Platform, iris: dict[str, list[float]
 
 def test_every_command_has_json_and_a_table(platform: Platform, iris: dict[str, Any]) -> None:
     with platform.client() as servery:
-        wait_served(servery, "iris")
         dataset = next(d.name for d in servery.datasets.list() if d.display_name == "iris.csv")
     for command in (
         ["models", "list"],
@@ -117,8 +114,6 @@ def test_usage_tells_what_the_engine_did_and_what_it_cost(
     )
     priced = platform.cli("prices", "set", "-", "--thousand-rows", "1000")
     assert priced.returncode == 0, priced.stderr
-    with platform.client() as servery:
-        wait_served(servery, "iris")
     with platform.client(created["secret"]) as counted:
         for _ in range(2):
             counted.predict("iris", iris)
@@ -143,8 +138,6 @@ def test_keys_limit_and_end(platform: Platform, iris: dict[str, list[float]]) ->
     created = json.loads(
         platform.cli("keys", "create", "--allow", "infer:iris", "-o", "json").stdout
     )
-    with platform.client() as servery:
-        wait_served(servery, "iris")
     with platform.client(created["secret"]) as limited:
         limited.predict("iris", iris)
         for call in (
@@ -282,8 +275,6 @@ class Caller:
 def test_a_killed_process_comes_back(
     platform: Platform, iris: dict[str, list[float]], name: str
 ) -> None:
-    with platform.client() as servery:
-        wait_served(servery, "iris")
     with Caller(platform, iris) as caller:
         _until(lambda: caller.answered)  # It has a token, which only the control plane gives.
         before = _until(lambda: pids(platform.data_dir).get(name))

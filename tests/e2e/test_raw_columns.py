@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.e2e.running import Platform
-from tests.e2e.test_platform import wait_served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -20,8 +19,6 @@ def test_a_served_model_takes_the_rows_of_the_file(platform: Platform) -> None:
     done = platform.cli(*train, "--missing", "impute-median", "--type", "island=text", "-o", "json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["result"]["metrics"]["accuracy"] > 0.9
-    with platform.client() as servery:
-        wait_served(servery, "penguins")
     asked = platform.cli("predict", "penguins", PENGUINS, "-o", "json")
     assert asked.returncode == 0, asked.stdout + asked.stderr
     labels = np.ravel(json.loads(asked.stdout)["label"]).tolist()

@@ -1,16 +1,23 @@
 """What people see of a training job: how far it is, then what came of it."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
+import grpc
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from servery.cli.output import Format, as_dict, err, out, print_json
 from servery.client import Client
+from servery.errors import ApiError
 from servery.errors.v1.error_reason_pb2 import ErrorReason
 from servery.trainer.v1 import training_pb2 as pb
+
+_SERVED_WITHIN_S: Final = 60.0
+_LOOK_EVERY_S: Final = 0.1
 
 
 def follow_job(servery: Client, name: str, output: Format) -> int:
@@ -21,7 +28,25 @@ def follow_job(servery: Client, name: str, output: Format) -> int:
     elif job.state == pb.TRAINING_JOB_STATE_SUCCEEDED:
         print_result(job)
     print_failure(job)
+    if job.result.version and job.spec.publication.alias and not job.warnings:
+        _await_served(servery, job)
     return 0 if job.state == pb.TRAINING_JOB_STATE_SUCCEEDED else 1
+
+
+def _await_served(servery: Client, job: pb.TrainingJob) -> None:
+    """Wait until a version just published answers, so that the next command can ask it."""
+    _, _, _, model, _, version = job.result.version.split("/")
+    until = job.end_time.seconds + _SERVED_WITHIN_S
+    try:
+        while time.time() < until:
+            if servery.is_served(model, version=version):
+                return
+            time.sleep(_LOOK_EVERY_S)
+            if time.time() >= until:
+                err.print(f"{model} {version} is published, but not served yet", markup=False)
+    except ApiError as error:  # Who may train need not see the served model.
+        if error.code is not grpc.StatusCode.PERMISSION_DENIED:
+            err.print(f"whether it is served is not known: {error}", markup=False)
 
 
 def end_of_job(servery: Client, name: str) -> pb.TrainingJob:
