@@ -73,3 +73,9 @@ def test_of_a_text_each_word_is_told() -> None:
     shares, _ = largest({"text": ["so bad"]}, told, 0)
     assert shares == [Share("text", "bad", -1.0), Share("text", "so", 0.5)]
     assert facts(told, 0) == {}
+
+
+def test_pixels_of_grey_images_have_their_values_without_a_channel() -> None:
+    told = {"attribution.image": f4([[[[0.5], [0.125]]]])}
+    shares, _ = largest({"image": np.array([[[7, 9]]])}, told, 0)
+    assert shares == [Share("image[0,0,0]", 7, 0.5), Share("image[0,1,0]", 9, 0.125)]

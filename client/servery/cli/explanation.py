@@ -73,6 +73,7 @@ def _shares(
         if own.size == 1:
             yield Share(name, given, float(own.item()))
             continue
+        fits = np.size(given) == own.size  # Grey images may come without their channel.
+        values = np.reshape(given, own.shape) if fits else np.full(own.shape, "")
         for place, share in np.ndenumerate(own):
-            value = given[place] if np.shape(given) == own.shape else ""
-            yield Share(f"{name}[{','.join(map(str, place))}]", value, float(share))
+            yield Share(f"{name}[{','.join(map(str, place))}]", values[place], float(share))
