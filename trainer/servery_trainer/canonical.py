@@ -6,6 +6,7 @@ from typing import Final
 import onnx
 
 _NUMBERED: Final = re.compile(r"(const_\w+)?__\d+(?=$|:\d+$)")
+_NUMBERED_CONSTANT: Final = re.compile(r"[^/]*__\d+(?=$|:\d+$)")
 """Of equal constants the converter keeps any one, so what it is called for says nothing."""
 
 
@@ -19,11 +20,13 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = renamed.graph
     names: dict[str, str] = {value.name: value.name for value in (*graph.input, *graph.output)}
     taken = set(names)
+    constants = {tensor.name for tensor in graph.initializer}
 
     def rename(name: str) -> str:
         if name not in names:
             number = len(names)
-            while (new := _NUMBERED.sub(f"__{number}", name)) in taken and new != name:
+            numbered = _NUMBERED_CONSTANT if name in constants else _NUMBERED
+            while (new := numbered.sub(f"__{number}", name)) in taken and new != name:
                 number += 1
             names[name] = new
             taken.add(new)
@@ -37,7 +40,7 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in graph.initializer:
         tensor.name = rename(tensor.name)
     order = {name: index for index, name in enumerate(names.values())}
-    constants = sorted(graph.initializer, key=lambda tensor: order[tensor.name])
+    ordered = sorted(graph.initializer, key=lambda tensor: order[tensor.name])
     del graph.initializer[:]
-    graph.initializer.extend(constants)
+    graph.initializer.extend(ordered)
     return renamed
