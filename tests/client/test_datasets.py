@@ -35,24 +35,31 @@ class Relay:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        async with server:
-            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        """For the length of the block, and until the last client has gone."""
+        async with asyncio.TaskGroup() as connections:
+
+            def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                connections.create_task(self._relay(reader, writer))
+
+            server = await asyncio.start_server(relay, "127.0.0.1", 0)
+            async with server:
+                yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         limit = self._limits.pop(0) if self._limits else 1 << 40
         host, port = self._address.rsplit(":", 1)
         there, back = await asyncio.open_connection(host, int(port))
-        answers = asyncio.create_task(pass_on(there, writer))
-        before = self.passed_bytes
-        while content := await reader.read(65_536):
-            back.write(content)
-            self.passed_bytes += len(content)
-            if self.passed_bytes - before >= limit:
-                break
-        back.close()
-        writer.close()
-        await answers
+        async with asyncio.TaskGroup() as answers:
+            answers.create_task(pass_on(there, writer))
+            with suppress(ConnectionError):
+                before = self.passed_bytes
+                while content := await reader.read(65_536):
+                    back.write(content)
+                    self.passed_bytes += len(content)
+                    if self.passed_bytes - before >= limit:
+                        break
+            back.close()
+            writer.close()
 
 
 @asynccontextmanager
