@@ -47,6 +47,13 @@ def test_relative_error(answer: float, golden: float, expected: float) -> None:
     np.testing.assert_allclose(got, [expected])
 
 
+def test_a_number_near_zero_among_large_ones_has_their_rounding() -> None:
+    golden = np.array([3e6, -1e6, 0.5, NAN, INF])
+    np.testing.assert_allclose(
+        relative_error(golden + 1, golden), [1 / 3e6, *[3 / 4e6] * 2, 0, 0], rtol=1e-3
+    )
+
+
 def test_texts_and_special_numbers_reproduce(tmp_path: Path) -> None:
     texts = np.array([["a", "é"], ["", "b"]])
     check(tmp_path, graphs.identity("BYTES"), graphs.npz({"x": texts}, {"y": texts}))

@@ -1,4 +1,4 @@
-"""Time series: windows hold what they should, and real ones are forecast as well as by a model."""
+"""Time series: windows hold what they should; real ones are forecast better than by a classic."""
 
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.slow
 class TestSunspots:
-    def test_are_forecast_as_well_as_by_autoregression(self, job: Run) -> None:
+    def test_are_forecast_better_than_by_autoregression(self, job: Run) -> None:
         """An autoregressive model of order 9 is the classic for this series (Subba Rao, 1984)."""
         assert job.exit == 0, job.lines[-1]
         examples = load_examples(parse_spec(spots()), SUNSPOTS)
@@ -146,7 +146,7 @@ class TestSunspots:
         inputs = np.c_[history, np.ones(len(history))]
         learned = np.linalg.lstsq(inputs[examples.split.train], truth[examples.split.train])[0]
         errors = np.abs(inputs[examples.split.test] @ learned - truth[examples.split.test])
-        assert job.result.metrics["mae"] < 1.1 * errors.mean()
+        assert job.result.metrics["mae"] < errors.mean()
         assert job.result.metrics["skill"] > 0
 
     def test_says_what_it_learned(self, job: Run) -> None:

@@ -76,6 +76,11 @@ def test_errors_are_relative_above_one_only() -> None:
     assert relative_error(got, expected) == pytest.approx(0.02)
 
 
+def test_a_number_near_zero_among_large_ones_has_their_rounding() -> None:
+    expected = np.array([[3e6], [-1e6], [0.5]], np.float32)
+    assert relative_error(expected + np.float32(1), expected) == pytest.approx(3 / 4e6, rel=1e-3)
+
+
 def test_predicts_more_rows_than_one_run_takes() -> None:
     rows = np.random.default_rng(0).dirichlet([1, 1], 2500).astype(np.float32)
     np.testing.assert_array_equal(graph().predict({"x": rows})["probabilities"], rows)

@@ -53,7 +53,9 @@ def target(goal: str) -> Target:
             return Classes(values=rng.integers(0, 3, ROWS), labels=("no", "täglich", ""))
         case "what comes next":
             ahead = rng.normal(50, 20, (ROWS, 3)).astype(np.float32)
-            return Horizons(values=ahead, naive_errors_B=np.ones(ROWS, np.float32), column="y")
+            past = rng.normal(50, 20, (ROWS, 12)).astype(np.float32)
+            naive_errors_B = np.ones(ROWS, np.float32)
+            return Horizons(values=ahead, past=past, naive_errors_B=naive_errors_B, column="y")
         case "a number":
             values = rng.normal(-3000, 40, (ROWS, 1)).astype(np.float32)
             return Quantities(values=values, place=Place(column="y"))

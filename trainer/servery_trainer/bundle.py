@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from servery.trainer.v1 import training_pb2 as pb
@@ -70,6 +72,11 @@ def _described(outputs: Sequence[Output]) -> Any:
         | ({"labels": list(output.labels)} if output.labels else {})
         for output in outputs
     ]
+
+
+def as_json(message: Message) -> Any:
+    """Return a message for a document; its maps, which have no order, in that of their keys."""
+    return json.loads(json_format.MessageToJson(message, sort_keys=True))
 
 
 def pick_golden(

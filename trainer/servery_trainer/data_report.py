@@ -4,10 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import json_format
-
 from servery.trainer.v1 import dataset_pb2
-from servery_trainer import sources
+from servery_trainer import bundle, sources
 from servery_trainer.data_errors import DatasetInvalidError
 from servery_trainer.spec import Spec
 from servery_trainer.tasks import TabularTask, TextTask
@@ -26,7 +24,7 @@ def data_report(spec: Spec, path: Path) -> list[dict[str, Any]]:
         report = validate(_question(spec, spec.task, path), dataset_pb2.DATASET_FORMAT_CSV, path)
     except DatasetInvalidError:
         return []
-    return [json_format.MessageToDict(finding) for finding in report.findings]
+    return [bundle.as_json(finding) for finding in report.findings]
 
 
 def _question(spec: Spec, task: TabularTask | TextTask, path: Path) -> Validation:

@@ -38,13 +38,16 @@ class SquaredError:
 
 @dataclass(frozen=True, slots=True)
 class ForecastError:
-    """Of the numbers that come next, told as their distance to the last one seen.
+    """Of the numbers that come next, told as their distance to a linear forecast.
 
-    So a network that says nothing repeats that one. The features are [B, step, channel], and the
-    first channel is what is forecast.
+    The features are [B, step, channel], and the first channel is what is forecast.
     """
 
     error: SquaredError
+    """Of the numbers; on the scale of the first channel."""
+
+    linear: FloatArray
+    """How much each step counts in the linear forecast of each step ahead: `autoregression.fit`."""
 
     figure: ClassVar = "mae"
 

@@ -156,9 +156,12 @@ def compare(got: Arrays, expected: Arrays) -> tuple[float, float]:
 
 
 def relative_error(got: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """Return the largest |got - expected| / max(|expected|, 1); NaN if there is a NaN."""
-    difference = np.abs(got.astype(np.float64) - expected)
-    return float(np.max(difference / np.maximum(np.abs(expected), 1)))
+    """Return the largest |got - expected| / max(|expected|, mean |expected|, 1).
+
+    A number near 0 among large ones has their rounding. NaN if there is a NaN.
+    """
+    difference, sizes = np.abs(got.astype(np.float64) - expected), np.abs(expected)
+    return float(np.max(difference / np.maximum(sizes, max(sizes.mean(dtype=np.float64), 1))))
 
 
 def row_count(arrays: Arrays) -> int:

@@ -35,7 +35,7 @@ from servery_trainer.fitting import fit_preprocessing, vocabulary_size
 from servery_trainer.frameworks import Framework, Network
 from servery_trainer.heads import Calibrated
 from servery_trainer.networks import Custom
-from servery_trainer.objectives import Objective
+from servery_trainer.objectives import ForecastError, Objective
 from servery_trainer.preprocessing import Preprocessing
 from servery_trainer.quantization import CALIBRATION_ROWS
 from servery_trainer.slices import by_slice
@@ -213,13 +213,16 @@ def _fit(
 ) -> tuple[Network, list[training_pb2.Epoch]]:
     """Build and fit one network; those of an ensemble differ in their seeds or families."""
     settings = replace(spec.training, seed=(spec.training.seed + number) % 2**32)
+    family = spec.networks[number]
     network = framework.build(
-        spec.networks[number],
+        family,
         preprocessing.feature_shape,
         examples.target.width,
         vocabulary_size(preprocessing),
         settings.seed,
     )
+    if isinstance(objective, ForecastError) and not isinstance(family, Custom):
+        _say_nothing(framework, network)
     if base:
         base.start(framework, network, number)
     train, validation = (
@@ -234,6 +237,14 @@ def _fit(
 
     epochs = training.fit(framework, network, objective, train, validation, settings, tell, store)
     return network, epochs
+
+
+def _say_nothing(framework: Framework, network: Network) -> None:
+    """Let a network begin with outputs of 0, so that its first forecasts are the linear ones."""
+    last = framework.last_layer(network)
+    network.set_weights(
+        [array * (place not in last) for place, array in enumerate(network.get_weights())]
+    )
 
 
 def _variant(variant: Variant) -> training_pb2.Variant:
@@ -282,7 +293,7 @@ def _lineage(
     tabular, split = isinstance(spec.task, TabularTask), examples.split
     return {
         "dataset": str(spec.dataset),
-        "spec": json_format.MessageToDict(spec.to_proto()),
+        "spec": bundle.as_json(spec.to_proto()),
         "seed": spec.training.seed,
         "weights_sha256": weights_sha256,
         "rows": {

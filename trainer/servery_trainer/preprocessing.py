@@ -104,7 +104,7 @@ class TablePreprocessing:
             if fill:
                 fills.append(fill(name, values))
                 values = np.where(np.isnan(values), fills[-1], values)
-            mean, deviation = _moments(values)
+            mean, deviation = mean_and_deviation(values)
             means.append(mean)
             deviations.append(deviation)
         return cls(
@@ -181,10 +181,12 @@ class ArrayPreprocessing:
     def fit(cls, name: str, train: NDArray[Any], *, by_channel: bool) -> Self:
         """Fit all rows of an array; see `fit_preprocessing`."""
         if by_channel:
-            moments = [_moments(train[..., channel]) for channel in range(train.shape[-1])]
+            moments = [
+                mean_and_deviation(train[..., channel]) for channel in range(train.shape[-1])
+            ]
             mean, deviation = (np.array(part) for part in zip(*moments, strict=True))
         else:
-            mean, deviation = map(np.asarray, _moments(train))
+            mean, deviation = map(np.asarray, mean_and_deviation(train))
         return cls(
             input=name,
             shape=train.shape[1:],
@@ -241,7 +243,7 @@ def initializers(constants: Mapping[str, Any]) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
 
 
-def _moments(values: NDArray[Any]) -> tuple[np.float32, np.float32]:
+def mean_and_deviation(values: NDArray[Any]) -> tuple[np.float32, np.float32]:
     """Return mean and standard deviation, computed in float64 without a float64 copy of it all."""
     chunks = [values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK)]
     mean = sum(float(chunk.sum(dtype=np.float64)) for chunk in chunks) / values.size

@@ -8,6 +8,7 @@ No other step of a job knows of it.
 import numpy as np
 from numpy.typing import NDArray
 
+from servery_trainer import autoregression
 from servery_trainer.anomalies import Anomalies
 from servery_trainer.classification import Classification
 from servery_trainer.forecast import Forecast
@@ -26,6 +27,7 @@ from servery_trainer.objectives import (
     Reconstruction,
     SquaredError,
 )
+from servery_trainer.preprocessing import mean_and_deviation
 from servery_trainer.quantities import Quantities
 from servery_trainer.recommendations import Recommendations
 from servery_trainer.regression import Regression
@@ -50,12 +52,12 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
             numbers = values[train].astype(np.float64)
             mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
             return Regression(place.meaning, deviation**2), SquaredError(mean, deviation)
-        case Horizons(values=values, column=column, naive_errors_B=naive_errors_B):
-            numbers = values[train].astype(np.float64)
-            mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
+        case Horizons(values=values, past=past, column=column, naive_errors_B=naive_errors_B):
+            mean, deviation = map(float, mean_and_deviation(past[train]))
             scale = float(naive_errors_B[train].mean(dtype=np.float64)) or deviation
             head = Forecast(column, values.shape[1], scale)
-            return head, ForecastError(SquaredError(mean, deviation))
+            linear = autoregression.fit(past[train], values[train])
+            return head, ForecastError(SquaredError(mean, deviation), linear)
         case LabelSets(values=values, labels=labels):
             by_label = [class_weights(settings, truths, 2) for truths in values[train].T]
             return MultiLabel(labels), LabelCrossEntropy(*np.stack(by_label, axis=1))

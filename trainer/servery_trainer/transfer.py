@@ -30,13 +30,14 @@ from servery_trainer.examples import Examples
 from servery_trainer.frameworks import Framework, Network
 from servery_trainer.heads import Output
 from servery_trainer.objectives import ForecastError, Objective, SquaredError
-from servery_trainer.preprocessing import Preprocessing
+from servery_trainer.preprocessing import FloatArray, Preprocessing
 from servery_trainer.preprocessing_file import NotPreprocessingError, dump, load
 from servery_trainer.spec import Spec
 
 log = logging.getLogger(__name__)
 
 _SCALE: Final = "scale"
+_LINEAR: Final = "linear"
 
 
 def files(
@@ -51,6 +52,8 @@ def files(
     error = objective.error if isinstance(objective, ForecastError) else objective
     if isinstance(error, SquaredError):
         arrays[_SCALE] = np.array([error.mean, error.deviation])
+    if isinstance(objective, ForecastError):
+        arrays[_LINEAR] = objective.linear
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     return {WEIGHTS: content.getvalue(), PREPROCESSING: dump(preprocessing)}
@@ -66,6 +69,8 @@ class Base:
     """Of each network, in the order of `Network.get_weights`."""
     scale: SquaredError | None
     """Of the numbers it learned, if it did."""
+    linear: FloatArray | None
+    """The linear part of its forecasts, if it makes any."""
     same_outputs: bool
     """Whether the job has the labels of the version, or as many numbers to tell."""
 
@@ -73,7 +78,10 @@ class Base:
         """Return an objective with numbers on the scale that the weights are for."""
         if self.scale is None:
             return objective
-        return ForecastError(self.scale) if isinstance(objective, ForecastError) else self.scale
+        if not isinstance(objective, ForecastError):
+            return self.scale
+        kept = self.linear if self.same_outputs else None
+        return ForecastError(self.scale, objective.linear if kept is None else kept)
 
     def start(self, framework: Framework, network: Network, number: int) -> None:
         """Give a network the weights of this version.
@@ -131,6 +139,7 @@ def open_base(spec: Spec, directory: Path, examples: Examples, outputs: Sequence
         with np.load(directory / WEIGHTS, allow_pickle=False) as kept:
             arrays = dict(kept)
         scale = SquaredError(*map(float, arrays.pop(_SCALE))) if _SCALE in arrays else None
+        linear = arrays.pop(_LINEAR, None)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, NotPreprocessingError):
         raise FieldInvalidError(FIELD, name, "be a version that the trainer made") from None
     weights = _grouped(arrays, len(spec.networks))
@@ -147,6 +156,7 @@ def open_base(spec: Spec, directory: Path, examples: Examples, outputs: Sequence
         preprocessing=preprocessing,
         weights=weights,
         scale=scale,
+        linear=linear,
         same_outputs=same_outputs,
     )
 

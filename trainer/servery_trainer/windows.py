@@ -32,6 +32,8 @@ class Horizons:
 
     values: NDArray[np.float32]
     """[B, horizon], finite."""
+    past: NDArray[np.float32]
+    """The same column in the window before, [B, step]."""
     naive_errors_B: NDArray[np.float32]
     """How far off the value of one season before is, one step ahead."""
     column: str
@@ -49,7 +51,12 @@ class Horizons:
 
     def keep(self, mask_B: NDArray[np.bool_]) -> Self:
         """See `Target`."""
-        return replace(self, values=self.values[mask_B], naive_errors_B=self.naive_errors_B[mask_B])
+        return replace(
+            self,
+            values=self.values[mask_B],
+            past=self.past[mask_B],
+            naive_errors_B=self.naive_errors_B[mask_B],
+        )
 
     def check(self) -> None:
         """See `Target`: there must be a window for each part, and two different numbers."""
@@ -107,7 +114,9 @@ def read_windows(task: ForecastTask, path: Path) -> Rows:
     return Rows(
         inputs={HISTORY_INPUT: history},
         types={},
-        target=Horizons(values=future, naive_errors_B=naive, column=task.target),
+        target=Horizons(
+            values=future, past=history[..., 0], naive_errors_B=naive, column=task.target
+        ),
         numbers_B=numbers,
         spans=spans,
     )

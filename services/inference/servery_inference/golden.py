@@ -64,7 +64,7 @@ class Golden:
         Raises:
             LoadFailedError: They are not reproduced within the tolerance, or are of another model.
         """
-        self._check(engine, self.outputs, 1.0)
+        self._check(engine, self.outputs)
 
     def check_explanation(self, engine: Engine) -> None:
         """Compare what the graph that explains gives, if it is known; see `check`.
@@ -76,7 +76,9 @@ class Golden:
             sizes = (np.abs(np.nan_to_num(array)).max(initial=1.0) for array in floats)
             self._check(engine, self.explanations, float(max(sizes, default=1.0)))
 
-    def _check(self, engine: Engine, expected: Mapping[str, Array], scale: float) -> None:
+    def _check(
+        self, engine: Engine, expected: Mapping[str, Array], scale: float | None = None
+    ) -> None:
         _check_names("input", self.inputs, engine.signature.inputs)
         _check_names("output", expected, engine.signature.outputs)
         try:
@@ -116,7 +118,9 @@ def _check_names(kind: str, golden: Mapping[str, Array], tensors: Mapping[str, T
             )
 
 
-def _compare(name: str, answer: Array, golden: Array, tolerance: float, scale: float) -> None:
+def _compare(
+    name: str, answer: Array, golden: Array, tolerance: float, scale: float | None
+) -> None:
     if answer.shape != golden.shape:
         raise LoadFailedError(
             f"output {name!r} has the shape {list(answer.shape)} for the golden rows, not"
@@ -138,9 +142,16 @@ def _compare(name: str, answer: Array, golden: Array, tolerance: float, scale: f
         )
 
 
-def relative_error(answer: Array, golden: Array, scale: float = 1.0) -> Array:
-    """Return `|answer - golden| / max(|golden|, scale)`, infinite where only one is NaN."""
+def relative_error(answer: Array, golden: Array, scale: float | None = None) -> Array:
+    """Return `|answer - golden| / max(|golden|, scale)`, infinite where only one is NaN.
+
+    Without a scale it is the mean of the finite |golden|, or 1 if that is more: a number near 0
+    among large ones has their rounding.
+    """
     got, expected = answer.astype(np.float64), golden.astype(np.float64)
+    if scale is None:
+        sizes = np.abs(expected[np.isfinite(expected)])
+        scale = max(float(sizes.mean()), 1.0) if sizes.size else 1.0
     with np.errstate(invalid="ignore"):  # Infinite minus infinite.
         error: Array = np.abs(got - expected) / np.maximum(np.abs(expected), scale)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from servery_trainer import objectives
+from servery_trainer.preprocessing import FloatArray
 
 
 class Criterion(Protocol):
@@ -39,7 +40,7 @@ def criterion(objective: objectives.Objective) -> Criterion:
         case objectives.SquaredError():
             return _SquaredError(objective)
         case objectives.ForecastError():
-            return _ForecastError(objective.error)
+            return _ForecastError(objective.error, objective.linear)
         case objectives.Reconstruction():
             return _Reconstruction()
         case objectives.LabelCrossEntropy():
@@ -97,15 +98,22 @@ class _Reconstruction:
         return keras.ops.mean(keras.ops.square(outputs - features), axis=1, keepdims=True)
 
 
+@dataclass(frozen=True)
 class _ForecastError(_SquaredError):
+    linear: FloatArray
+
     def losses(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        return super().losses(features, outputs + features[:, -1, :1], values)
+        return super().losses(features, self._whole(features, outputs), values)
 
     def figures(self, features: tf.Tensor, outputs: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        return super().figures(features, outputs + features[:, -1, :1], values)
+        return super().figures(features, self._whole(features, outputs), values)
 
     def answers(self, features: keras.KerasTensor, outputs: keras.KerasTensor) -> keras.KerasTensor:
-        return super().answers(features, outputs + features[:, -1, :1])
+        return super().answers(features, self._whole(features, outputs))
+
+    def _whole(self, features: Any, outputs: Any) -> Any:
+        """Return the forecasts of which the network tells a part."""
+        return outputs + keras.ops.matmul(features[:, :, 0], self.linear)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def criterion(objective: objectives.Objective) -> Criterion:
         case objectives.SquaredError():
             return _SquaredError(objective)
         case objectives.ForecastError():
-            return _ForecastError(objective.error)
+            return _ForecastError(objective.error, torch.as_tensor(objective.linear))
         case objectives.Reconstruction():
             return _Reconstruction()
         case objectives.LabelCrossEntropy():
@@ -85,12 +85,19 @@ class _SquaredError:
         return outputs * self.objective.deviation + self.objective.mean
 
 
+@dataclass(frozen=True)
 class _ForecastError(_SquaredError):
+    linear: Tensor
+
     def losses(self, features: Tensor, outputs: Tensor, values: Tensor) -> Tensor:
-        return super().losses(features, outputs + features[:, -1, :1], values)
+        return super().losses(features, self._whole(features, outputs), values)
 
     def answers(self, features: Tensor, outputs: Tensor) -> Tensor:
-        return super().answers(features, outputs + features[:, -1, :1])
+        return super().answers(features, self._whole(features, outputs))
+
+    def _whole(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """Return the forecasts of which the network tells a part."""
+        return outputs + features[:, :, 0] @ self.linear
 
 
 class _Reconstruction:
