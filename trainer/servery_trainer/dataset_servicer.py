@@ -17,7 +17,8 @@ from servery_rpc.pages import page_token, parse_page
 from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.intake import Upload
 from servery_trainer.uploads import Uploads
-from servery_trainer.validation import Validation, Validator
+from servery_trainer.validation import Validation
+from servery_trainer.validator import Validator
 
 
 class DatasetServicer(pb_grpc.DatasetServiceServicer):

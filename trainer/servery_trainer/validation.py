@@ -1,6 +1,5 @@
 """Reports on data before they are trained on: what is likely to spoil a model, and where."""
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from servery_trainer import findings, leaks, sources, tables
 from servery_trainer.arrays import FORMATS as ARRAY_FORMATS
 from servery_trainer.arrays import Arrays, open_arrays
 from servery_trainer.data_errors import DatasetInvalidError, Problem, missing_value, shown
-from servery_trainer.dataset_store import DatasetStore
 from servery_trainer.examined import Column, Examined, examine
 from servery_trainer.fields import known
 from servery_trainer.split import (
@@ -30,7 +28,6 @@ from servery_trainer.split import (
 
 _LABELS: Final = "labels"
 _MOST_CLASSES: Final = 50  # that are numbers; more of them are quantities
-_CHECKS_AT_ONCE: Final = 2  # Each holds a whole dataset in memory.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,34 +79,12 @@ class Validation:
         )
 
 
-class Validator:
-    """Reports on the datasets of a store, few at a time."""
-
-    def __init__(self, datasets: DatasetStore) -> None:
-        self._datasets = datasets
-        self._checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
-
-    async def report(self, asked: Validation) -> pb.ValidateDatasetResponse:
-        """Return what was found, the worst first.
-
-        Raises:
-            DatasetNotFoundError: There is no such dataset.
-            FieldInvalidError: Something is asked of arrays that only tables have.
-            DatasetInvalidError: A column or array is not there, or rows cannot be divided as asked.
-        """
-        dataset = await asyncio.to_thread(self._datasets.get, asked.name)
-        async with self._checks:
-            return await asyncio.to_thread(
-                validate, asked, dataset.format, self._datasets.path(asked.name)
-            )
-
-
 def validate(
     asked: Validation,
     format: pb.DatasetFormat.ValueType,  # noqa: A002
     path: Path,
 ) -> pb.ValidateDatasetResponse:
-    """Report on the file of a dataset; see `Validator.report`."""
+    """Report on the file of a dataset; see `Validator.report` for what it raises."""
     if format in ARRAY_FORMATS:
         return _of_arrays(asked, path)
     return _of_table(asked, path)
