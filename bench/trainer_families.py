@@ -108,7 +108,7 @@ def _measure(trial: Trial, out: Path) -> dict[str, Any]:
         "reference": round(reference, 4),
         "source": trial.source,
         "rows": [result.rows.train, result.rows.validation, result.rows.test],
-        "epochs": len(result.epochs),
+        "epochs": result.epochs[-1].number,
         "parity": float(f"{result.parity.max_relative_error:.1e}"),
         "agreement": result.parity.label_agreement,
         "conversion_s": round(phases["PHASE_EVALUATING"] - phases["PHASE_CONVERTING"], 1),

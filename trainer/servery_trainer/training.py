@@ -20,7 +20,7 @@ from servery_trainer.checkpoints import Checkpoint, CheckpointStore
 from servery_trainer.examples import Examples
 from servery_trainer.frameworks import Framework, Learner, Network
 from servery_trainer.hyperparameters import Training
-from servery_trainer.objectives import Objective
+from servery_trainer.objectives import ForecastError, Objective
 from servery_trainer.preprocessing import FloatArray, Preprocessing
 from servery_trainer.schedules import is_constant, learning_rate
 from servery_trainer.spec import ROOT
@@ -65,6 +65,9 @@ def fit(
 ) -> list[training_pb2.Epoch]:
     """Fit `network`, stop early, and leave the weights of the epoch with the best validation loss.
 
+    What a network of forecasts tells before the first step is epoch 0: the linear forecast, or that
+    of the version it goes on from. Where no later epoch is better, what was learned is dropped.
+
     Args:
         framework: That the network is of.
         network: From features to outputs; changed in place.
@@ -76,14 +79,13 @@ def fit(
         checkpoints: Where to go on from, and where to keep how far it came after each epoch.
 
     Returns:
-        What each epoch came to.
+        What each epoch came to, and of forecasts epoch 0.
 
     Raises:
         FieldInvalidError: The loss became infinite in the first epoch; names `learning_rate`.
     """
     learner = framework.learner(network, objective, settings, train.examples.target.values)
-    figure = objective.figure
-    return _Fit(network, learner, figure, train, validation, settings, report, checkpoints).run()
+    return _Fit(network, learner, objective, train, validation, settings, report, checkpoints).run()
 
 
 @dataclass(slots=True)
@@ -100,8 +102,9 @@ class _Position:
     epochs: list[Any] = field(default_factory=list)
     """Each an `Epoch` as JSON."""
     best_loss: float = math.inf
+    """Of the epochs from 1."""
     waited: int = 0
-    """Epochs since the best one."""
+    """Epochs since the best one of these."""
     diverged: bool = False
 
 
@@ -112,7 +115,7 @@ class _Fit:
         self,
         network: Network,
         learner: Learner,
-        figure: str,
+        objective: Objective,
         train: Part,
         validation: Part,
         settings: Training,
@@ -121,7 +124,8 @@ class _Fit:
     ) -> None:
         self._network = network
         self._learner = learner
-        self._figure = figure
+        self._figure = objective.figure
+        self._start = network.get_weights() if isinstance(objective, ForecastError) else []
         self._train = train
         self._validation = validation
         self._settings = settings
@@ -142,6 +146,8 @@ class _Fit:
 
     def run(self) -> list[training_pb2.Epoch]:
         at = self._at
+        if self._start and not at.epochs and not at.step:
+            self._note(0, *self._judge(self._train), *self._judge(self._validation))
         while not (
             at.diverged
             or at.number > self._settings.max_epochs
@@ -159,8 +165,10 @@ class _Fit:
                 self._settings.learning_rate,
                 "be smaller: the loss became infinite in the first epoch",
             )
-        self._network.set_weights(self._best)
-        return [json_format.ParseDict(epoch, training_pb2.Epoch()) for epoch in at.epochs]
+        epochs = [json_format.ParseDict(epoch, training_pb2.Epoch()) for epoch in at.epochs]
+        learned = epochs[0].number or at.best_loss < epochs[0].validation_loss
+        self._network.set_weights(self._best if learned else self._start)
+        return epochs
 
     def _pass(self) -> None:
         """Learn from the rows of the present epoch that are left."""
@@ -184,18 +192,10 @@ class _Fit:
         """End the present epoch: judge it, keep what is best, write a checkpoint."""
         at, number, name = self._at, self._at.number, self._figure
         loss, figure = at.loss_sum / at.seen, at.figure_sum / at.seen
-        validation_loss, validation_figure = self._validate()
+        validation_loss, validation_figure = self._judge(self._validation)
         at.diverged = not math.isfinite(loss + validation_loss)  # weights that are NaN stay NaN
         if not at.diverged:
-            epoch = training_pb2.Epoch(
-                number=number,
-                loss=loss,
-                validation_loss=validation_loss,
-                metrics={name: figure, f"val_{name}": validation_figure},
-            )
-            if name == "accuracy":
-                epoch.accuracy, epoch.validation_accuracy = figure, validation_figure
-            at.epochs.append(json_format.MessageToDict(epoch))
+            self._note(number, loss, figure, validation_loss, validation_figure)
             at.waited += 1
             if validation_loss < at.best_loss:
                 at.best_loss, at.waited = validation_loss, 0
@@ -210,13 +210,33 @@ class _Fit:
             }
             self._report(self._progress(number, self._steps, done=number))
 
-    def _validate(self) -> tuple[float, float]:
+    def _note(
+        self,
+        number: int,
+        loss: float,
+        figure: float,
+        validation_loss: float,
+        validation_figure: float,
+    ) -> None:
+        """Keep what an epoch came to."""
+        name = self._figure
+        epoch = training_pb2.Epoch(
+            number=number,
+            loss=loss,
+            validation_loss=validation_loss,
+            metrics={name: figure, f"val_{name}": validation_figure},
+        )
+        if name == "accuracy":
+            epoch.accuracy, epoch.validation_accuracy = figure, validation_figure
+        self._at.epochs.append(json_format.MessageToDict(epoch))
+
+    def _judge(self, part: Part) -> tuple[float, float]:
         losses, figures = 0.0, 0.0
-        for features, values in self._validation.batches(max(self._settings.batch_size, 256)):
+        for features, values in part.batches(max(self._settings.batch_size, 256)):
             loss, figure = self._learner.judge(features, values)
             losses += loss
             figures += figure
-        return losses / len(self._validation.rows), figures / len(self._validation.rows)
+        return losses / len(part.rows), figures / len(part.rows)
 
     def _progress(self, number: int, step: int, done: int) -> training_pb2.Progress:
         steps_done = (number - 1) * self._steps + step

@@ -3118,7 +3118,9 @@ class Epoch(_message.Message):
     VALIDATION_ACCURACY_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """From 1."""
+    """From 1. Of forecasts there is 0, too: what the network tells before the first step, which is the
+    linear forecast, or that of the version it goes on from.
+    """
     loss: _builtins.float
     """Mean loss on the training part."""
     accuracy: _builtins.float
