@@ -8,6 +8,7 @@ import pytest
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import frameworks
+from tests.trainer.job_process import SuccessiveJobs, successive_jobs
 from tests.trainer.service import running_registry, scripted, write_bundle
 
 
@@ -30,6 +31,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a registry that all tests share."""
     with running_registry(tmp_path_factory.mktemp("registry")) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuccessiveJobs]:
+    """A process that trains what tests of all modules ask for."""
+    with successive_jobs(tmp_path_factory.mktemp("jobs") / "log") as process:
+        yield process
 
 
 @pytest.fixture(params=["keras", "pytorch"])

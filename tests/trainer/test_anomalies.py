@@ -20,8 +20,8 @@ from servery_trainer.examples import load_examples
 from servery_trainer.networks import Autoencoder
 from servery_trainer.spec import parse_spec
 from servery_trainer.split import split_rows
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import table
-from tests.trainer.test_job import Run, run
 
 NORMAL = 8
 """The digit that is normal; the nine others are anomalies, as in Ruff et al. (2018)."""
@@ -195,7 +195,7 @@ def test_survives_its_own_rendering() -> None:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def job(jobs: SuccessiveJobs, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Which images of digits are not of an eight."""
     directory = tmp_path_factory.mktemp("digits")
     data = load_digits()
@@ -205,7 +205,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
         writer.writerows(np.column_stack([data.data, data.target]).astype(int).tolist())
     spec = table("anomaly_detection", label="digit", normal=str(NORMAL), false_alarm_rate=0.04)
     spec.training.max_epochs = 200
-    return run(spec, directory / "digits.csv", directory / "out")
+    return jobs.run(spec, directory / "digits.csv", directory / "out")
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from servery_trainer.checkpoints import Checkpoint, CheckpointStore
 from servery_trainer.networks import Dense
 from servery_trainer.sizes import check_size
 from servery_trainer.spec import parse_spec
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import tabular
-from tests.trainer.test_job import Run, run
 
 PENGUINS = Path(__file__).parent / "data" / "penguins.csv"
 
@@ -50,12 +50,12 @@ def test_trainings_that_share_a_directory_keep_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_answers_with_the_mean_of_its_networks(tmp_path: Path) -> None:
-    jobs: dict[str, Run] = {}
+def test_answers_with_the_mean_of_its_networks(jobs: SuccessiveJobs, tmp_path: Path) -> None:
+    ran: dict[str, Run] = {}
     for name, seed, size in (("both", 5, 2), ("one", 5, 1), ("other", 6, 1)):
-        jobs[name] = run(spec(seed, size), PENGUINS, tmp_path / name)
-        assert jobs[name].exit == 0, jobs[name].lines[-1]
-    rows = np.load(jobs["both"].out / "golden.npz")
+        ran[name] = jobs.run(spec(seed, size), PENGUINS, tmp_path / name)
+        assert ran[name].exit == 0, ran[name].lines[-1]
+    rows = np.load(ran["both"].out / "golden.npz")
     inputs = {
         name.removeprefix("input:"): rows[name].astype(object)
         if rows[name].dtype.kind == "U"
@@ -65,9 +65,9 @@ def test_answers_with_the_mean_of_its_networks(tmp_path: Path) -> None:
     }
     both, one, other = (
         ort.InferenceSession(job.out / "model.onnx").run(["probabilities"], inputs)[0]
-        for job in jobs.values()
+        for job in ran.values()
     )
     assert np.abs(one - other).max() > 1e-3
     np.testing.assert_allclose(both, (one + other) / 2, atol=1e-6)
-    told = [line["progress"] for line in jobs["both"].lines if "progress" in line]
+    told = [line["progress"] for line in ran["both"].lines if "progress" in line]
     assert {line.get("network", 0) for line in told} == {0, 1, 2}

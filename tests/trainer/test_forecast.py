@@ -13,8 +13,8 @@ from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.examples import load_examples
 from servery_trainer.forecast import Forecast
 from servery_trainer.spec import parse_spec
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import table
-from tests.trainer.test_job import Run, run
 
 SUNSPOTS = Path(__file__).parent / "data" / "sunspots.csv"
 WINDOW, HORIZON = 22, 3
@@ -131,9 +131,9 @@ def spots() -> pb.TrainingSpec:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def job(jobs: SuccessiveJobs, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Sunspots of the next three years from those of the 22 years before."""
-    return run(spots(), SUNSPOTS, tmp_path_factory.mktemp("sunspots") / "out")
+    return jobs.run(spots(), SUNSPOTS, tmp_path_factory.mktemp("sunspots") / "out")
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ from servery_trainer.label_sets import LabelSets
 from servery_trainer.quantities import Quantities
 from servery_trainer.spec import parse_spec
 from servery_trainer.tasks import has_classes, tells_accuracy
+from tests.trainer.job_process import SuccessiveJobs
 from tests.trainer.packs import as_zip
 from tests.trainer.packs import image as png
 from tests.trainer.specs import table
-from tests.trainer.test_job import run
 
 IMAGES = np.arange(16 * 12, dtype=np.uint8).reshape(16, 4, 3)
 EVERY = np.arange(16)
@@ -126,7 +126,7 @@ def test_only_files_that_can_hold_a_matrix_teach_labels() -> None:
     [("image_regression", "r2", 0.7), ("image_multi_label", "roc_auc", 0.9)],
 )
 def test_learns_numbers_and_labels_of_real_images(
-    tmp_path: Path, task: str, metric: str, least: float
+    jobs: SuccessiveJobs, tmp_path: Path, task: str, metric: str, least: float
 ) -> None:
     data, path = load_digits(), tmp_path / "digits.npz"
     labels = np.stack([data.target % 2 == 1, data.target > 4, data.target % 5 == 0], axis=1)
@@ -134,7 +134,7 @@ def test_learns_numbers_and_labels_of_real_images(
     np.savez(path, images=data.images.astype(np.uint8), labels=taught)
     spec = table(task)
     spec.training.max_epochs = 8
-    job = run(spec, path, tmp_path / "out")
+    job = jobs.run(spec, path, tmp_path / "out")
     assert job.exit == 0, job.lines[-1]
     assert job.result.metrics[metric] > least
     assert job.result.parity.max_relative_error <= 1e-4

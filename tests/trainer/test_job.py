@@ -1,14 +1,12 @@
 """The process of a job, as the service runs it, on real data."""
 
 import csv
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.examples import load_examples
-from servery_trainer.executor import ENVIRONMENT
 from servery_trainer.spec import parse_spec
 from servery_trainer.split import split_rows
+from tests.trainer.job_process import Run, SuccessiveJobs, run, start
 from tests.trainer.specs import image, tabular
 
 FILES = {
@@ -42,55 +40,6 @@ FILES = {
     "curves.png",
     "roc.png",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a job said and left."""
-
-    exit: int
-    lines: list[dict[str, Any]]
-    out: Path
-
-    @property
-    def result(self) -> pb.TrainingResult:
-        return json_format.ParseDict(self.lines[-1]["result"], pb.TrainingResult())
-
-    def sha256(self, name: str) -> str:
-        """Return the digest of a file: what pytest shows of two that differ is short, then."""
-        return hashlib.sha256((self.out / name).read_bytes()).hexdigest()
-
-    def document(self, name: str) -> Any:
-        return json.loads((self.out / name).read_text())
-
-
-def start(
-    spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path
-) -> subprocess.Popen[str]:
-    text = out.with_name(f"{out.name}.json")
-    text.write_text(json_format.MessageToJson(parse_spec(spec).to_proto()))
-    paths = ["--spec", text, "--dataset", dataset, "--out", out, *options]
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "servery_trainer.job",
-            *map(str, paths),
-            "--threads",
-            "1",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | ENVIRONMENT,
-    )
-
-
-def run(spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path) -> Run:
-    with start(spec, dataset, out, *options) as process:
-        assert process.stdout is not None
-        lines = [json.loads(line) for line in process.stdout]
-    return Run(process.returncode, lines, out)
 
 
 @pytest.fixture(scope="module")
@@ -276,13 +225,13 @@ def test_the_same_seed_gives_the_same_model(table_job: Run, breast_cancer: Path)
 
 @pytest.mark.slow
 def test_a_budget_gives_the_graph_that_was_measured_to_keep_it(
-    digits: Path, tmp_path: Path
+    jobs: SuccessiveJobs, digits: Path, tmp_path: Path
 ) -> None:
     spec = image()
     spec.training.max_epochs = 6
     spec.optimization.objective = pb.OBJECTIVE_SIZE
     spec.optimization.max_accuracy_drop = 0.05
-    job = run(spec, digits, tmp_path / "out")
+    job = jobs.run(spec, digits, tmp_path / "out")
     names = [variant.name for variant in job.result.variants]
     profile = job.document("profile.json")
     measured = [variant["name"] for variant in profile["variants"]]

@@ -15,8 +15,8 @@ from servery_trainer.data_errors import DatasetInvalidError
 from servery_trainer.datasets import inspect
 from servery_trainer.examples import Examples, load_examples
 from servery_trainer.spec import parse_spec
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import tabular
-from tests.trainer.test_job import Run, run
 
 PENGUINS = Path(__file__).with_name("data") / "penguins.csv"
 IMPUTE = pb.MISSING_POLICY_IMPUTE_MEDIAN
@@ -110,9 +110,9 @@ def test_rows_with_the_same_words_are_duplicates(tmp_path: Path, policy: str, le
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def job(jobs: SuccessiveJobs, tmp_path_factory: pytest.TempPathFactory) -> Run:
     spec = tabular(target="species", missing=IMPUTE)
-    return run(spec, PENGUINS, tmp_path_factory.mktemp("penguins") / "out")
+    return jobs.run(spec, PENGUINS, tmp_path_factory.mktemp("penguins") / "out")
 
 
 @pytest.mark.slow

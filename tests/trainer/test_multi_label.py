@@ -17,8 +17,8 @@ from servery_trainer.multi_label import MultiLabel
 from servery_trainer.slices import MOST_VALUES, by_slice
 from servery_trainer.spec import parse_spec
 from servery_trainer.split import split_rows
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import table
-from tests.trainer.test_job import Run, run
 
 HEAD = MultiLabel(("a", "b", "never"))
 PROPERTIES = {
@@ -85,7 +85,7 @@ def test_slices_are_judged_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def job(jobs: SuccessiveJobs, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Properties of real handwritten digits from their 64 pixels."""
     directory = tmp_path_factory.mktemp("digits")
     data = load_digits()
@@ -98,7 +98,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
     spec = table("tabular_multi_label", targets=["properties"], separator=";")
     spec.training.max_epochs = 15
     spec.training.class_weights = pb.CLASS_WEIGHTS_BALANCED
-    return run(spec, directory / "digits.csv", directory / "out")
+    return jobs.run(spec, directory / "digits.csv", directory / "out")
 
 
 @pytest.mark.slow

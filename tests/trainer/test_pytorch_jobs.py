@@ -12,9 +12,10 @@ from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.jobs import SUCCEEDED
 from servery_trainer.local_executor import JOB_COMMAND
+from tests.trainer.job_process import run, start
 from tests.trainer.service import registry_client, running_trainer, spec
 from tests.trainer.specs import image, text
-from tests.trainer.test_job import digits, directory, run, start  # noqa: F401  fixtures
+from tests.trainer.test_job import digits, directory  # noqa: F401  fixtures
 from tests.trainer.test_main import breast_cancer
 from tests.trainer.test_text_families import messages, rows  # noqa: F401  a fixture
 

@@ -17,8 +17,8 @@ from servery_trainer.examples import Examples, load_examples
 from servery_trainer.interactions import Interactions
 from servery_trainer.recommendations import Recommendations
 from servery_trainer.spec import parse_spec
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import table
-from tests.trainer.test_job import Run, run
 
 ROWS = """user,film,stars,day
 ann,Alien,5,2020-01-03
@@ -195,13 +195,13 @@ def drawings() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def job(jobs: SuccessiveJobs, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Which pixel of a drawn digit is dark, too: real choices, of 64 items by 600 drawings."""
     directory = tmp_path_factory.mktemp("drawings")
     rows = [f"{user},{pixel}" for user, pixel in zip(*drawings(), strict=True)]
     (directory / "drawings.csv").write_text("\n".join(["drawing,pixel", *rows]))
     spec = table("recommendation", user="drawing", item="pixel", k=5)
-    return run(spec, directory / "drawings.csv", directory / "out")
+    return jobs.run(spec, directory / "drawings.csv", directory / "out")
 
 
 @pytest.mark.slow

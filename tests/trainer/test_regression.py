@@ -13,8 +13,8 @@ from sklearn.linear_model import LinearRegression
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.regression import Regression
 from servery_trainer.split import split_rows
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import table
-from tests.trainer.test_job import Run, run
 
 REFERENCE_R2 = 0.399
 """Of least squares on the same rows."""
@@ -45,7 +45,7 @@ def test_rows_that_are_all_alike_have_no_r2_but_a_score() -> None:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def job(jobs: SuccessiveJobs, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Progression of diabetes (Efron et al., 2004) from ten columns."""
     directory = tmp_path_factory.mktemp("diabetes")
     data = load_diabetes(scaled=False)
@@ -56,7 +56,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Run:
     spec = table("tabular_regression", target="progression", slice_columns=["sex"])
     spec.training.max_epochs = 100
     spec.optimization.objective = pb.OBJECTIVE_SIZE
-    return run(spec, directory / "diabetes.csv", directory / "out")
+    return jobs.run(spec, directory / "diabetes.csv", directory / "out")
 
 
 @pytest.mark.slow

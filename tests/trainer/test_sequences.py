@@ -14,8 +14,8 @@ from servery_rpc.errors import FieldInvalidError
 from servery_trainer.data_errors import DatasetInvalidError, Problem
 from servery_trainer.examples import load_examples
 from servery_trainer.spec import parse_spec
+from tests.trainer.job_process import SuccessiveJobs
 from tests.trainer.specs import table
-from tests.trainer.test_job import Run, run
 
 LABELS = np.array(["up", "down"] * 6)
 
@@ -58,23 +58,38 @@ def test_refuses_to_divide_by_a_column() -> None:
     assert caught.value.metadata["field"] == "training_job.spec.split.column"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["recurrent", "convolutional"])
-def test_digits_read_line_by_line_are_told_nearly_as_by_logistic_regression(
-    tmp_path: Path, family: str
-) -> None:
-    digits = load_digits()
-    np.savez(tmp_path / "digits.npz", sequences=digits.images, labels=digits.target)
-    spec = table("sequence_classification", duplicates=pb.DUPLICATE_POLICY_DROP)
-    getattr(spec, family).SetInParent()
-    spec.training.max_epochs = 25
-    job: Run = run(spec, tmp_path / "digits.npz", tmp_path / "out")
-    assert job.exit == 0, job.lines[-1]
-    split = load_examples(parse_spec(spec), tmp_path / "digits.npz").split
+def spec(family: str) -> pb.TrainingSpec:
+    asked = table("sequence_classification", duplicates=pb.DUPLICATE_POLICY_DROP)
+    getattr(asked, family).SetInParent()
+    asked.training.max_epochs = 25
+    return asked
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Handwritten digits, read line by line."""
+    digits, path = load_digits(), tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, sequences=digits.images, labels=digits.target)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(lines: Path) -> float:
+    """The accuracy of logistic regression on the same rows."""
+    digits, split = load_digits(), load_examples(parse_spec(spec("dense")), lines).split
     model = LogisticRegression(max_iter=5000).fit(
         digits.data[split.train], digits.target[split.train]
     )
-    reference = model.score(digits.data[split.test], digits.target[split.test])
+    return float(model.score(digits.data[split.test], digits.target[split.test]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["recurrent", "convolutional"])
+def test_digits_read_line_by_line_are_told_nearly_as_by_logistic_regression(
+    jobs: SuccessiveJobs, lines: Path, reference: float, tmp_path: Path, family: str
+) -> None:
+    job = jobs.run(spec(family), lines, tmp_path / "out")
+    assert job.exit == 0, job.lines[-1]
     assert job.result.metrics["accuracy"] >= reference - 0.03
     assert job.result.parity.max_relative_error < 1e-4
     assert job.result.parity.label_agreement == 1

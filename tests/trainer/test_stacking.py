@@ -17,8 +17,8 @@ from servery_trainer.networks import Convolutional, Dense, Recurrent
 from servery_trainer.spec import parse_spec
 from servery_trainer.stacking import fit_weights, right_answers
 from servery_trainer.targets import Classes
+from tests.trainer.job_process import Run, SuccessiveJobs, run, start
 from tests.trainer.specs import table, text
-from tests.trainer.test_job import Run, run, start
 
 STACKED = pb.COMBINATION_STACKED
 
@@ -143,9 +143,11 @@ def stacked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-def test_is_as_good_as_its_best_member(data: Path, stacked: Run, tmp_path: Path) -> None:
-    dense = run(digits("dense", 5), data, tmp_path / "dense")
-    convolutional = run(digits("convolutional", 6), data, tmp_path / "convolutional")
+def test_is_as_good_as_its_best_member(
+    jobs: SuccessiveJobs, data: Path, stacked: Run, tmp_path: Path
+) -> None:
+    dense = jobs.run(digits("dense", 5), data, tmp_path / "dense")
+    convolutional = jobs.run(digits("convolutional", 6), data, tmp_path / "convolutional")
     best = max(job.result.metrics["accuracy"] for job in (dense, convolutional))
     assert stacked.result.intervals["accuracy"].upper >= best
     networks = stacked.document("lineage.json")["networks"]

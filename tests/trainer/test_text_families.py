@@ -17,8 +17,8 @@ from servery_trainer.sizes import parameter_count
 from servery_trainer.spec import parse_spec
 from servery_trainer.targets import Classes
 from servery_trainer.tasks import TextTask
+from tests.trainer.job_process import SuccessiveJobs
 from tests.trainer.specs import text
-from tests.trainer.test_job import run
 
 pytestmark = pytest.mark.slow  # and the tests import TensorFlow, not the module: seconds saved
 
@@ -89,11 +89,11 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_spam_is_told_from_messages(messages: Path, tmp_path: Path) -> None:
+def test_spam_is_told_from_messages(jobs: SuccessiveJobs, messages: Path, tmp_path: Path) -> None:
     """Almeida, Gómez Hidalgo and Yamakami (2011) reach an accuracy of 0.9764 with an SVM."""
     spec = text(duplicates=pb.DUPLICATE_POLICY_DROP)
     spec.training.max_epochs = 6
-    job = run(spec, messages, tmp_path / "out")
+    job = jobs.run(spec, messages, tmp_path / "out")
     assert job.exit == 0, job.lines[-1]
     assert job.result.metrics["accuracy"] >= 0.9764
     assert job.result.parity.label_agreement == 1

@@ -1,24 +1,18 @@
 """Going on from a published version: the same features, the same answers, then better ones."""
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from google.protobuf import json_format
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes, load_digits
 
 from servery.trainer.v1 import dataset_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.clipping import Clip
-from servery_trainer.executor import ENVIRONMENT
 from servery_trainer.fitting import fit_columns, fit_text
 from servery_trainer.imputation import Imputation
 from servery_trainer.networks import Dense, Embedding
@@ -27,7 +21,10 @@ from servery_trainer.preprocessing import ArrayPreprocessing, Preprocessing
 from servery_trainer.preprocessing_file import NotPreprocessingError, dump, load
 from servery_trainer.spec import parse_spec
 from servery_trainer.tasks import Fill, TextTask
+from tests.trainer.job_process import Run, SuccessiveJobs
 from tests.trainer.specs import image, table, text
+
+Train = Callable[..., Run]
 
 BASE = "tenants/default/models/m/versions/1"
 
@@ -105,45 +102,15 @@ def test_what_is_no_preprocessing_is_refused(content: bytes) -> None:
         load(content)
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from google.protobuf import json_format
-from servery.trainer.v1 import training_pb2
-from servery_rpc.errors import ServeryError
-from servery_trainer import pipeline
-from servery_trainer.spec import parse_spec
+@pytest.fixture
+def train(jobs: SuccessiveJobs) -> Train:
+    """Runs a job that starts from the version of another job, if one is given."""
 
-for spec, dataset, out, base in json.load(sys.stdin):
-    spec = parse_spec(json_format.ParseDict(spec, training_pb2.TrainingSpec()))
-    try:
-        result = pipeline.run(
-            spec, Path(dataset), Path(out), 1, lambda _: None, None, base and Path(base)
-        )
-    except ServeryError as error:
-        print(json.dumps({"error": error.metadata}))
-        continue
-    print(json.dumps({"result": json_format.MessageToDict(result)}))
-"""
-
-
-def train(*jobs: tuple[pb.TrainingSpec, Path, Path, Path | None]) -> list[dict[str, Any]]:
-    """What jobs come to, one after the other in one process: spec, data, bundle and base."""
-    asked = []
-    for spec, dataset, out, base in jobs:
+    def run(spec: pb.TrainingSpec, dataset: Path, out: Path, base: Run | None = None) -> Run:
         spec.base_version = BASE if base else ""
-        asked.append((json_format.MessageToDict(spec), str(dataset), str(out), base and str(base)))
-    ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input=json.dumps(asked),
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | ENVIRONMENT,
-    )
-    told = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-    assert len(told) == len(jobs), ended.stderr
-    return [json.loads(line) for line in told]
+        return jobs.run(spec, dataset, out, base.out if base else None)
+
+    return run
 
 
 def digits(path: Path, rows: NDArray[Any]) -> Path:
@@ -160,50 +127,46 @@ def small(max_epochs: int) -> pb.TrainingSpec:
 
 
 @pytest.mark.slow
-def test_what_was_learned_is_not_learned_again(tmp_path: Path) -> None:
+def test_what_was_learned_is_not_learned_again(train: Train, tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(1797)
     first, second = digits(tmp_path / "1.npz", order[:900]), digits(tmp_path / "2.npz", order[900:])
     wider = small(2)
     wider.dense.hidden_units[:] = [64]
-    scratch, base, on, refused = train(
-        (small(2), second, tmp_path / "scratch", None),
-        (small(20), first, tmp_path / "base", None),
-        (small(2), second, tmp_path / "on", tmp_path / "base"),
-        (wider, second, tmp_path / "wider", tmp_path / "base"),
-    )
-    without, with_base = (told["result"]["metrics"]["accuracy"] for told in (scratch, on))
-    assert with_base > without + 0.1
-    assert refused["error"]["field"] == "training_job.spec.dense.hidden_units"
-    lineage = json.loads((tmp_path / "on" / "lineage.json").read_text())
-    assert lineage["base_version"] == {
+    scratch = train(small(2), second, tmp_path / "scratch")
+    base = train(small(20), first, tmp_path / "base")
+    on = train(small(2), second, tmp_path / "on", base)
+    refused = train(wider, second, tmp_path / "wider", base)
+    assert on.result.metrics["accuracy"] > scratch.result.metrics["accuracy"] + 0.1
+    field = refused.lines[-1]["error"]["metadata"]["field"]
+    assert field == "training_job.spec.dense.hidden_units"
+    assert on.document("lineage.json")["base_version"] == {
         "name": BASE,
-        "weights_sha256": base["result"]["weightsSha256"],
+        "weights_sha256": base.result.weights_sha256,
         "new_last_layer": False,
     }
 
 
 @pytest.mark.slow
-def test_of_other_labels_the_last_layer_starts_anew(tmp_path: Path) -> None:
+def test_of_other_labels_the_last_layer_starts_anew(train: Train, tmp_path: Path) -> None:
     target = load_digits().target
     still = small(1)
     still.training.learning_rate = 1e-9
-    train(
-        (small(3), digits(tmp_path / "1.npz", target != 9), tmp_path / "base", None),
-        (still, digits(tmp_path / "2.npz", target > 0), tmp_path / "on", tmp_path / "base"),
-        (still, digits(tmp_path / "3.npz", target >= 0), tmp_path / "more", tmp_path / "base"),
-    )
-    weights = {name: np.load(tmp_path / name / "weights.npz") for name in ("base", "on", "more")}
-    for name in ("on", "more"):
+    base = train(small(3), digits(tmp_path / "1.npz", target != 9), tmp_path / "base")
+    on = train(still, digits(tmp_path / "2.npz", target > 0), tmp_path / "on", base)
+    more = train(still, digits(tmp_path / "3.npz", target >= 0), tmp_path / "more", base)
+    learned, *after = (np.load(job.out / "weights.npz") for job in (base, on, more))
+    for job, weights in zip((on, more), after, strict=True):
         for place in ("0/0", "0/1"):
-            np.testing.assert_allclose(weights[name][place], weights["base"][place], atol=1e-6)
-        lineage = json.loads((tmp_path / name / "lineage.json").read_text())
-        assert lineage["base_version"]["new_last_layer"]
-    assert np.abs(weights["on"]["0/2"] - weights["base"]["0/2"]).max() > 0.1
-    assert weights["more"]["0/2"].shape == (32, 10)
+            np.testing.assert_allclose(weights[place], learned[place], atol=1e-6)
+        assert job.document("lineage.json")["base_version"]["new_last_layer"]
+    assert np.abs(after[0]["0/2"] - learned["0/2"]).max() > 0.1
+    assert after[1]["0/2"].shape == (32, 10)
 
 
 @pytest.mark.slow
-def test_answers_are_those_of_the_base_version_until_something_is_learned(tmp_path: Path) -> None:
+def test_answers_are_those_of_the_base_version_until_something_is_learned(
+    train: Train, tmp_path: Path
+) -> None:
     known = load_diabetes()
     for name, rows in (("low", known.target < 150), ("high", known.target >= 150)):
         lines = np.column_stack([known.data, known.target])[rows]
@@ -214,17 +177,13 @@ def test_answers_are_those_of_the_base_version_until_something_is_learned(tmp_pa
     still = pb.TrainingSpec()
     still.CopyFrom(asked)
     still.training.MergeFrom(pb.Training(max_epochs=1, learning_rate=1e-9))
-    told = train(
-        (asked, tmp_path / "low.csv", tmp_path / "base", None),
-        (still, tmp_path / "high.csv", tmp_path / "on", tmp_path / "base"),
-    )
-    assert all("result" in one for one in told)
+    base = train(asked, tmp_path / "low.csv", tmp_path / "base")
+    on = train(still, tmp_path / "high.csv", tmp_path / "on", base)
     rows = {
         name: known.data[:50, place, None].astype(np.float32)
         for place, name in enumerate(known.feature_names)
     }
     before, after = (
-        ort.InferenceSession(tmp_path / name / "model.onnx").run(["value"], rows)[0]
-        for name in ("base", "on")
+        ort.InferenceSession(job.out / "model.onnx").run(["value"], rows)[0] for job in (base, on)
     )
     np.testing.assert_allclose(after, before, rtol=1e-4)

@@ -1,0 +1,111 @@
+"""Jobs run by tests: each in a process of its own, or many in one."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from servery.trainer.v1 import training_pb2 as pb
+from servery_trainer.executor import ENVIRONMENT
+from servery_trainer.spec import parse_spec
+
+SUCCESSIVE = Path(__file__).with_name("successive_jobs.py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a job said and left."""
+
+    exit: int
+    lines: list[dict[str, Any]]
+    out: Path
+
+    @property
+    def result(self) -> pb.TrainingResult:
+        return json_format.ParseDict(self.lines[-1]["result"], pb.TrainingResult())
+
+    def sha256(self, name: str) -> str:
+        """Return the digest of a file: what pytest shows of two that differ is short, then."""
+        return hashlib.sha256((self.out / name).read_bytes()).hexdigest()
+
+    def document(self, name: str) -> Any:
+        return json.loads((self.out / name).read_text())
+
+
+def start(
+    spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path
+) -> subprocess.Popen[str]:
+    """Start the process of a job as the service does."""
+    paths = ["--spec", _written(spec, out), "--dataset", dataset, "--out", out, *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "servery_trainer.job", *map(str, paths), "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+    )
+
+
+def run(spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path) -> Run:
+    """Run a job in a process of its own."""
+    with start(spec, dataset, out, *options) as process:
+        assert process.stdout is not None
+        lines = [json.loads(line) for line in process.stdout]
+    return Run(process.returncode, lines, out)
+
+
+@dataclass(frozen=True)
+class SuccessiveJobs:
+    """A process that runs one job after the other: to load a framework takes it longer."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, spec: pb.TrainingSpec, dataset: Path, out: Path, base: Path | None = None) -> Run:
+        """Run a job; `base` holds the files of the version that it starts from."""
+        paths = [_written(spec, out), dataset, out, *([base] if base else [])]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        lines: list[dict[str, Any]] = []
+        try:
+            self.process.stdin.write(json.dumps([*map(str, paths)]) + "\n")
+            self.process.stdin.flush()
+            while not lines or "progress" in lines[-1]:
+                lines.append(json.loads(self.process.stdout.readline()))
+        except BaseException:
+            self.process.kill()  # What it would say now is no answer to whoever asks next.
+            raise
+        return Run(0 if "result" in lines[-1] else 1, lines, out)
+
+
+@contextmanager
+def successive_jobs(log: Path) -> Iterator[SuccessiveJobs]:
+    """Start such a process; `log` gets what it says to people."""
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, SUCCESSIVE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | ENVIRONMENT,
+        ) as process,
+    ):
+        try:
+            yield SuccessiveJobs(process)
+        finally:
+            process.kill()
+
+
+def _written(spec: pb.TrainingSpec, out: Path) -> Path:
+    path = out.with_name(f"{out.name}.json")
+    path.write_text(json_format.MessageToJson(parse_spec(spec).to_proto()))
+    return path
