@@ -153,6 +153,15 @@ def test_counts_distinct_values_up_to_ten_thousand(file: Path) -> None:
             b'a,b\n"x\ny\nz",2\n\n3\n', Problem.RAGGED_ROW, {"row": "2"}, id="after line breaks"
         ),
         pytest.param(b'a,b\n1,2\n"3,4\n5,6\n', Problem.RAGGED_ROW, {"row": "2"}, id="lost quote"),
+        *(
+            pytest.param(
+                b"a,b\n1,2\n" + rest,
+                Problem.MALFORMED,
+                {"row": "2", "column": "b"},
+                id=f"end {rest!r}",
+            )
+            for rest in (b'3,"4\n5,6\n', b'3,"4\n5,6', b'3,"4""\n', b'3,"4\n5,""')
+        ),
         pytest.param(b"a,b,a\n1,2,3\n", Problem.DUPLICATE_COLUMN, {"column": "a"}, id="same name"),
         pytest.param(b"a,,c\n1,2,3\n", Problem.MALFORMED, {}, id="no name"),
         pytest.param(b"a,b\0\n1,2\n", Problem.MALFORMED, {}, id="control character in a name"),

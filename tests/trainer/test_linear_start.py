@@ -30,7 +30,8 @@ def test_what_is_worse_than_the_first_forecast_is_not_kept(
     )
     _, objective = problems.pose(examples.target, train, settings)
     preprocessing = fit_preprocessing(spec, examples.types, examples.take(train))
-    network = framework.build(Dense(hidden_units=(8,), dropout=0.0), preprocessing.feature_shape, 2, 0, seed=0)
+    family = Dense(hidden_units=(8,), dropout=0.0)
+    network = framework.build(family, preprocessing.feature_shape, 2, 0, seed=0)
     network.set_weights([np.zeros_like(array) for array in network.get_weights()])
 
     learned, held_out = (

@@ -104,6 +104,11 @@ def test_times_of_parquet_are_dates(tmp_path: Path) -> None:
             {"problem": "WRONG_TYPE", "row": "2", "column": "a"},
             id="nested",
         ),
+        pytest.param(
+            b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}',
+            {"problem": "DUPLICATE_COLUMN", "row": "2", "column": "a"},
+            id="a key twice",
+        ),
         pytest.param(b'{"a": ' + b"[" * 100_000, {"problem": "MALFORMED", "row": "1"}, id="deep"),
         pytest.param(
             b'{"a": "' + b"x" * (5 << 20) + b'"}', {"problem": "MALFORMED", "row": "1"}, id="long"

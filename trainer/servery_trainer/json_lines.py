@@ -5,6 +5,7 @@ Rows are numbered from 1. A key that a row lacks is missing there, like `null` a
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -21,7 +22,7 @@ def read_header(path: Path) -> tuple[str, ...]:
 
     Raises:
         DatasetInvalidError: A row is no flat JSON object or longer than `MAX_ROW_BYTES`, or a key
-            is unusable.
+            is repeated or unusable.
     """
     names: dict[str, None] = {}
     for row, values in enumerate(_rows(path), start=1):
@@ -82,12 +83,32 @@ def _parse(line: bytes, row: int) -> dict[str, str | None]:
     try:
         text = line.decode()
         # numbers stay as they are written: parsing is for those who know the type of the column
-        values = json.loads(text, parse_int=str, parse_float=str, parse_constant=_refuse_constant)
+        values = json.loads(
+            text,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=partial(_object, row),
+        )
     except (ValueError, RecursionError):
         raise _malformed(row, "is not JSON in UTF-8, such as an object without NaN") from None
     if not isinstance(values, dict):
         raise _malformed(row, "is not a JSON object")
     return {name: _cell(value, row, name) for name, value in values.items()}
+
+
+def _object(row: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise DatasetInvalidError(
+            Problem.DUPLICATE_COLUMN,
+            f"row {row} has the key {shown(name)!r} twice; rename or remove one",
+            row=row,
+            column=name,
+        )
+    return values
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -62,9 +62,9 @@ def read_header(path: Path) -> tuple[str, ...]:
         ) from None
     if not names:
         raise DatasetInvalidError(Problem.EMPTY, "the file is empty; it must hold a header line")
-    if len(names) > MAX_COLUMNS:
+    if len(names) > MAX_COLUMNS:  # of which the start of the file need not hold all
         raise DatasetInvalidError(
-            Problem.TOO_LARGE, f"the file has {len(names)} columns; the limit is {MAX_COLUMNS}"
+            Problem.TOO_LARGE, f"the file has more than {MAX_COLUMNS} columns; that is the limit"
         )
     check_names(names)
     return names
@@ -109,7 +109,7 @@ def read_blocks(
 
     Raises:
         DatasetInvalidError: A row is ragged or longer than `MAX_ROW_BYTES`, or a cell is no UTF-8
-            text or holds a NUL character.
+            text, holds a NUL character or, where the last column is wanted, is never closed.
     """
     wanted = header if columns is None else columns
     ragged: list[Any] = []
@@ -135,11 +135,13 @@ def read_blocks(
                 include_columns=[f"f{header.index(name)}" for name in wanted],
             ),
         )
-        row = 0  # of the header, which Arrow takes for the first row
+        row, last_cell = 0, b""  # of the header, which Arrow takes for the first row
         for batch in reader:
             skipped = 1 if row == 0 else 0
             arrays = batch.slice(skipped).columns
             if batch.num_rows > skipped:
+                if wanted[-1] == header[-1]:
+                    last_cell = arrays[-1][-1].as_py()
                 yield Block(
                     row + skipped,
                     tuple(
@@ -150,6 +152,22 @@ def read_blocks(
             row += batch.num_rows
     except pa.ArrowInvalid as error:
         raise _unreadable(error, ragged) from None
+    if b"\n" in last_cell and not _ends_quoted(path):
+        raise DatasetInvalidError(
+            Problem.MALFORMED,
+            f"row {row - 1}, column {header[-1]!r} opens a quote that nothing closes, and holds all"
+            " the rest of the file; close it, or double it if it is part of the text",
+            row=row - 1,
+            column=header[-1],
+        )
+
+
+def _ends_quoted(path: Path) -> bool:
+    """Tell whether the last cell of a file is closed by a quote that is no part of its text."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - MAX_ROW_BYTES, 0))
+        end = file.read().rstrip()
+    return (len(end) - len(end.rstrip(b'"'))) % 2 == 1
 
 
 def _unreadable(error: Exception, ragged: Sequence[Any]) -> DatasetInvalidError:
