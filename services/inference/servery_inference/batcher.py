@@ -152,29 +152,27 @@ class Batcher:
         Raises:
             ModelCannotRunError: The graph refuses the values.
         """
-        if self._queue or self._answers:
+        if self._queue or self._answers or self._turns is not None:
             return None
-        if not self._may_run_here(size, deadline) or not (is_joined or self._may_go_alone(size)):
+        if not (self._costs.is_short(size) and (is_joined or self._may_go_alone(size))):
+            return None
+        if deadline is not None and time.monotonic() >= deadline:
             return None
         try:
             run = self._execution.here((feed,), names, size)
         except RunFailedError as error:
             raise ModelCannotRunError(self._model, error) from None
         if run is not None:
-            self._record(rows, run, 0)
+            self._statistics.record_execution(rows, run.compute_input_ns, run.compute_infer_ns, 0)
         return run
-
-    def _may_run_here(self, size: int, deadline: float | None) -> bool:
-        if self._turns is not None or not self._costs.is_short(size):
-            return False
-        return deadline is None or time.monotonic() < deadline
 
     def _may_go_alone(self, size: int) -> bool:
         if not self._joins:
             return True
         if self._policy.delay_s:
             return False
-        if self._costs.estimate(size) < _JOINING_PAYS_S:
+        costs = self._costs  # The first question is the cheaper one, and enough for most.
+        if costs.was_below(size, _JOINING_PAYS_S) or costs.estimate(size) < _JOINING_PAYS_S:
             return True
         return not self._company.expects()
 
@@ -364,7 +362,9 @@ class Batcher:
         start = time.perf_counter_ns()
         parts = part(run.values, [work.rows for work in batch.works])
         output_ns = time.perf_counter_ns() - start
-        self._record(batch.rows, run, output_ns)
+        self._statistics.record_execution(
+            batch.rows, run.compute_input_ns, run.compute_infer_ns, output_ns
+        )
         for work, values in zip(batch.works, parts, strict=True):
             wanted = values
             if work.names != batch.names:
@@ -373,11 +373,6 @@ class Batcher:
             share = work.rows / batch.rows if batch.rows else 1.0
             timing = _timing(run, work.arrival_ns, output_ns, share)
             self._answers.settle(work, Result(wanted, timing))
-
-    def _record(self, rows: int, run: Run, output_ns: int) -> None:
-        self._statistics.record_execution(
-            rows, run.compute_input_ns, run.compute_infer_ns, output_ns
-        )
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         """Refuse a request; of several, find out whose fault it is by running each alone."""

@@ -59,9 +59,9 @@ class Costs:
             self._rates[bucket] = _Rate(rate, rate, now)
             return
         # One run that was interrupted must say little, however long it was.
-        slower = min(rate, known.least * _UP)
-        known.least = known.least + (rate - known.least) * _DOWN if rate < known.least else slower
-        known.mean += (min(rate, known.mean * _OUTLIER) - known.mean) * _NEWS
+        least, mean = known.least, known.mean
+        known.least = least + (rate - least) * _DOWN if rate < least else min(rate, least * _UP)
+        known.mean = mean + (min(rate, mean * _OUTLIER) - mean) * _NEWS
         known.measured = now
 
     def distrust(self) -> None:
@@ -74,6 +74,11 @@ class Costs:
             return False
         known = self._rates.get(size.bit_length())
         return size <= self._inline_size if known is None else known.least * size < SHORT_S
+
+    def was_below(self, size: int, seconds: float) -> bool:
+        """Tell whether a run took less than `seconds` when runs of `size` were last measured."""
+        known = self._rates.get(size.bit_length())
+        return known is not None and known.least * size < seconds
 
     def estimate(self, size: int) -> float:
         """Return how many seconds a run takes at least; 0 as long as nothing is known."""

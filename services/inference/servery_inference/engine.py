@@ -8,7 +8,7 @@ import ctypes
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -55,6 +55,7 @@ class Engine:
     ) -> None:
         self._sessions = sessions
         self._turns = itertools.cycle(sessions)
+        self._runs = itertools.cycle([_run_of(session) for session in sessions])
         self._outputs = outputs
         first = sessions[0]
         try:
@@ -99,10 +100,10 @@ class Engine:
             RunEndedError: `options.terminate` was set.
         """
         try:
-            session = next(self._turns)
             if self._is_numpy:
-                results: list[Array] = session.run(outputs, feed, options)
+                results: list[Array] = next(self._runs)(outputs, feed, options)
             else:
+                session = next(self._turns)
                 results = _run_values(session, outputs, feed, self.signature, options)
         except _DATA_FAULTS as error:
             raise RunFailedError(explained(error)) from None
@@ -119,6 +120,16 @@ class Engine:
             return value
         inner, offered = self._outputs[name]
         return value.reshape(refitted(value.shape, inner, offered))
+
+
+def _run_of(session: ort.InferenceSession) -> Callable[..., list[Array]]:
+    """Return what runs it, below its wrapper if it has one.
+
+    The wrapper asks again what signatures have answered, for a tenth of a short run, and would go
+    on with another execution provider where the one that was asked for fails.
+    """
+    run: Callable[..., list[Array]] = getattr(session, "_sess", session).run
+    return run
 
 
 def _run_values(

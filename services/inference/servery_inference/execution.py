@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 
 import onnxruntime as ort
 
@@ -65,7 +64,7 @@ class Execution:
             RunFailedError: The graph refuses the values.
         """
         try:
-            run = self._watchdog.watch(partial(self._run, feeds, names))
+            run = self._watchdog.watch(self._run, feeds, names)
         except RunEndedError:
             self.costs.distrust()
             return None

@@ -9,13 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
+from operator import attrgetter
 from typing import Any, Final
 
 from servery_inference.access import MODEL_HEADER, TIMING_HEADER, may
 from servery_inference.batch import NotRowWiseError
 from servery_inference.codec import decode
 from servery_inference.costs import SHORT_S
-from servery_inference.forms import Form, PlainRequest, Reply, cut
+from servery_inference.forms import Form, Places, PlainRequest, Reply, cut
 from servery_inference.in_flight import LIMITS_HEADER, InFlight
 from servery_inference.metering import USAGE_HEADER, usage_text
 from servery_inference.repository import Repository
@@ -33,6 +34,8 @@ _PROBED: Final = 8
 
 _ASKING: Final = frozenset((CLAIMS_HEADER, LIMITS_HEADER, MODEL_HEADER, TIMING_HEADER))
 """Metadata that decides about a call, or asks for more than an answer."""
+
+_arrival_ns: Final = attrgetter("arrival_ns")
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +62,16 @@ class Express:
         self._repository = repository
         self._in_flight = in_flight
         self._forms: dict[bytes, Form | None] = {}
+        self._begun: dict[int, tuple[bytes, Form, Places]] = {}
+        """By its length, what stands before the only tensor of a request without an id."""
+        self._unasking: object = None
+        """Metadata, of the last call that had none of `_ASKING`."""
         self._turn: dict[Form, list[PlainRequest]] = {}
         self._in_turn = 0
         self._until_probe = 0
         self._company = 0
         self._is_behind = False
-        repository.on_change(self._forms.clear)  # They would keep versions in memory.
+        repository.on_change(self._forget)
 
     def answer(
         self,
@@ -82,25 +89,51 @@ class Express:
             deliver: Gets the answer if it comes later, or None for the general way.
         """
         arrival = time.perf_counter_ns()
-        if self._is_behind or len(message) > _MAX_BYTES or (parts := cut(message)) is None:
+        begun = self._begun.get(len(message))
+        request_id = b""
+        if begun is not None and message.startswith(begun[0]):  # All but the tensor is the same.
+            _, form, places = begun
+        elif (read := self._read(message)) is not None:
+            form, request_id, places = read
+        else:
             return Way.GENERAL
-        form_bytes, request_id, places = parts
-        try:
-            form = self._form(form_bytes, message)
-        except ServeryError:  # The general way finds out, and says so.
+        if self._is_behind or form.is_large:
             return Way.GENERAL
-        if form is None or form.is_large or not (form.fits(places) and request_id.isascii()):
-            return Way.GENERAL
-        asked = [pair for pair in metadata if pair[0] in _ASKING]
-        if asked and not self._admits(dict(asked), form.model):
-            return Way.GENERAL
-        request = PlainRequest(message, places, request_id, arrival, deadline, bool(asked), deliver)
+        is_metered = False
+        if metadata is not self._unasking:
+            asked = dict([pair for pair in metadata if pair[0] in _ASKING])
+            if not asked:
+                self._unasking = metadata  # The calls of one client often share it.
+            elif not self._admits(asked, form.model):
+                return Way.GENERAL
+            is_metered = bool(asked)
+        request = PlainRequest(message, places, request_id, arrival, deadline, is_metered, deliver)
         self._count()
         if self._company and form.servable.joins_unasked:
             self._turn.setdefault(form, []).append(request)
             return Way.LATER
         replies = _run(form, (request,))
         return Way.GENERAL if replies is None else replies[0]
+
+    def _read(self, message: bytes) -> tuple[Form, bytes, Places] | None:
+        """Find out form, id and places of a request; None if it takes the general way."""
+        if len(message) > _MAX_BYTES or (parts := cut(message)) is None:
+            return None
+        form_bytes, request_id, places = parts
+        try:
+            form = self._form(form_bytes, message)
+        except ServeryError:  # The general way finds out, and says so.
+            return None
+        if form is None or not (form.fits(places) and request_id.isascii()):
+            return None
+        if len(places) == 1 and not request_id:
+            self._begun[len(message)] = message[: places[0][0]], form, places
+        return form, request_id, places
+
+    def _forget(self) -> None:
+        """Let go of forms, which mean versions that may answer no more."""
+        self._forms.clear()
+        self._begun.clear()
 
     def _admits(self, asked: Mapping[str, Any], model: str) -> bool:
         """Tell whether a call came through the gateway, and may be answered."""
@@ -151,32 +184,32 @@ class Express:
                 return
 
     def _form(self, key: bytes, message: bytes) -> Form | None:
-        known = self._forms.get(key)
-        if known is None:
-            if key in self._forms or len(key) > _MAX_FORM_BYTES:
-                return None
-        elif self._repository.find(known.model, known.version) is known.servable:
-            return known
+        if key in self._forms:
+            return self._forms[key]
+        if len(key) > _MAX_FORM_BYTES:
+            return None
         request = decode(message)
         servable = self._repository.find(request.model, request.version)
         if len(self._forms) >= _MAX_FORMS:
-            self._forms.clear()
+            self._forget()
         form = self._forms[key] = Form.of(request, servable)
         return form
 
 
 def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None:
     """Answer requests of one form in one run; None if that cannot be."""
-    deadlines = [each.deadline for each in requests if each.deadline is not None]
-    servable = form.servable
+    deadline = None
+    for each in requests:
+        if each.deadline is not None and (deadline is None or each.deadline < deadline):
+            deadline = each.deadline
     try:
-        run = servable.infer_now(
+        run = form.servable.infer_now(
             form.feed(requests),
             form.outputs,
-            [each.arrival_ns for each in requests],
+            tuple(map(_arrival_ns, requests)),
             form.rows,
             form.size * len(requests),
-            min(deadlines, default=None),
+            deadline,
         )
         if run is None:
             return None
@@ -187,11 +220,11 @@ def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None
     except Exception:  # A bug; it must not keep others of the turn from their answers.
         log.exception("the short way failed for model %s", form.model)
         return None
-    compute_ns = run.compute_infer_ns // len(requests)
-    return [
-        Reply(message, _usage(form, compute_ns) if request.is_metered else ())
-        for message, request in zip(messages, requests, strict=True)
-    ]
+    replies: list[Reply] = []
+    for message, request in zip(messages, requests, strict=True):
+        compute_ns = run.compute_infer_ns // len(requests)
+        replies.append((message, _usage(form, compute_ns) if request.is_metered else ()))
+    return replies
 
 
 def _usage(form: Form, compute_ns: int) -> tuple[tuple[str, str], ...]:

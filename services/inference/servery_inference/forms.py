@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Self
+from operator import attrgetter
+from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 
@@ -29,14 +30,13 @@ _LOOKED_AT: Final = ("BOOL", "BYTES")
 """Datatypes whose elements are checked one by one."""
 
 
-class Reply(NamedTuple):
-    """The answer to a request."""
+Reply: TypeAlias = tuple[bytes, tuple[tuple[str, str], ...]]
+"""The answer to a request: a serialized `ModelInferResponse`, and the metadata behind it."""
 
-    message: bytes
-    """A serialized `ModelInferResponse`."""
+Places: TypeAlias = Sequence[tuple[int, int]]
+"""Where the raw tensors of a message begin and end in it."""
 
-    trailing: tuple[tuple[str, str], ...] = ()
-    """Metadata behind it."""
+_shape: Final = attrgetter("shape")
 
 
 @dataclass(slots=True, eq=False)
@@ -44,8 +44,7 @@ class PlainRequest:
     """A request, cut into what is its own."""
 
     message: bytes
-    places: Sequence[tuple[int, int]]
-    """Where its raw tensors begin and end in `message`."""
+    places: Places
 
     id: bytes
     arrival_ns: int
@@ -138,7 +137,7 @@ class Form:
             sum(array.size for _, array in arrays),
         )
 
-    def fits(self, places: Sequence[tuple[int, int]]) -> bool:
+    def fits(self, places: Places) -> bool:
         """Tell whether the raw tensors of a request have the sizes that its form says."""
         if len(places) != len(self.inputs):
             return False
@@ -168,9 +167,9 @@ class Form:
             NotRowWiseError: An output does not have the rows of all of them.
         """
         count = len(requests)
-        shapes = tuple([value.shape for value in values])
+        shapes = tuple(map(_shape, values))
         head = self._heads.get((count, shapes)) or self._head(count, shapes, values)
-        raws = [value.tobytes() for value in values]
+        raws = list(map(np.ndarray.tobytes, values))
         answers = []
         for index, request in enumerate(requests):
             parts = [head.before]

@@ -47,11 +47,13 @@ def raw_handler(express: Express) -> servery_h2.RawHandler:
                 stream.reply(*reply)
                 calls.end(_OK, start)
 
-        found = express.answer(message, stream.metadata, deadline_of(stream), deliver)
+        deadline = None if stream.deadline is None else deadline_of(stream)
+        found = express.answer(message, stream.head.metadata, deadline, deliver)
         if found is Way.GENERAL:
             return RawOutcome.ORDINARY
-        if not isinstance(found, Way):
-            deliver(found)
+        if found is not Way.LATER:
+            stream.reply(*found)
+            calls.end(_OK, start)
         return RawOutcome.LATER
 
     return infer
@@ -73,12 +75,13 @@ def first_handler(express: Express) -> First:
         found = express.answer(message, metadata, deadline_of(context), deliver)
         if found is Way.GENERAL:
             return None
-        reply = found if isinstance(found, Reply) else await later
+        reply = await later if found is Way.LATER else found
         if reply is None:
             return None
-        if reply.trailing:
-            context.set_trailing_metadata(reply.trailing)
+        answer, trailing = reply
+        if trailing:
+            context.set_trailing_metadata(trailing)
         calls.end(_OK, start)
-        return reply.message
+        return answer
 
     return infer

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import onnxruntime as ort
 
@@ -27,6 +27,7 @@ class Watchdog:
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._options = ort.RunOptions()
+        self._is_ended = False
         self._since: float | None = None
         self._clock: int | None = None
         self._ending = threading.Lock()
@@ -45,14 +46,15 @@ class Watchdog:
             watchdog._stop.set()
             thread.join()
 
-    def watch(self, run: Callable[[ort.RunOptions], T]) -> T:
-        """Call `run` with options that end it when it overstays."""
-        self._options.terminate = False
+    def watch(self, run: Callable[..., T], *arguments: Any) -> T:
+        """Call `run` with `arguments`, and then options that end it when it overstays."""
+        if self._is_ended:
+            self._options.terminate = self._is_ended = False
         if self._clock is None:
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
         self._since = time.monotonic()
         try:
-            return run(self._options)
+            return run(*arguments, self._options)
         finally:
             with self._ending:  # Or the next run would be ended for this one.
                 self._since = None
@@ -70,4 +72,4 @@ class Watchdog:
             elif now_s - used_s > self._limit_s / 2:
                 with self._ending:
                     if self._since == since:
-                        self._options.terminate = True
+                        self._options.terminate = self._is_ended = True
