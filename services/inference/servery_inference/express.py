@@ -14,19 +14,14 @@ from typing import Any, Final
 
 from servery_inference.access import MODEL_HEADER, TIMING_HEADER, may
 from servery_inference.batch import NotRowWiseError
-from servery_inference.codec import decode
 from servery_inference.costs import SHORT_S
-from servery_inference.forms import Form, Places, PlainRequest, Reply, cut
+from servery_inference.forms import Form, PlainRequest, Reply
 from servery_inference.in_flight import LIMITS_HEADER, InFlight
+from servery_inference.known_forms import MAX_BYTES, KnownForms
 from servery_inference.metering import USAGE_HEADER, usage_text
 from servery_inference.repository import Repository
 from servery_rpc.errors import ServeryError
 from servery_rpc.identity import CLAIMS_HEADER, caller_from
-
-_MAX_FORMS: Final = 512
-_MAX_FORM_BYTES: Final = 2 << 10
-_MAX_BYTES: Final = 1 << 20
-"""Larger requests and answers are read and written in other threads, and larger batches formed."""
 
 _COMPANY_TURNS: Final = 8
 _PROBED: Final = 8
@@ -59,11 +54,8 @@ class Express:
     """
 
     def __init__(self, repository: Repository, in_flight: InFlight) -> None:
-        self._repository = repository
         self._in_flight = in_flight
-        self._forms: dict[bytes, Form | None] = {}
-        self._begun: dict[int, tuple[bytes, Form, Places]] = {}
-        """By its length, what stands before the only tensor of a request without an id."""
+        self._forms = KnownForms(repository)
         self._unasking: object = None
         """Metadata, of the last call that had none of `_ASKING`."""
         self._turn: dict[Form, list[PlainRequest]] = {}
@@ -71,7 +63,6 @@ class Express:
         self._until_probe = 0
         self._company = 0
         self._is_behind = False
-        repository.on_change(self._forget)
 
     def answer(
         self,
@@ -89,19 +80,15 @@ class Express:
             deliver: Gets the answer if it comes later, or None for the general way.
         """
         arrival = time.perf_counter_ns()
-        begun = self._begun.get(len(message))
-        request_id = b""
-        if begun is not None and message.startswith(begun[0]):  # All but the tensor is the same.
-            _, form, places = begun
-        elif (read := self._read(message)) is not None:
-            form, request_id, places = read
-        else:
+        recognised = self._forms.recognise(message)
+        if recognised is None:
             return Way.GENERAL
+        form, request_id, places = recognised
         if self._is_behind or form.is_large:
             return Way.GENERAL
         is_metered = False
         if metadata is not self._unasking:
-            asked = dict([pair for pair in metadata if pair[0] in _ASKING])
+            asked = {key: value for key, value in metadata if key in _ASKING}
             if not asked:
                 self._unasking = metadata  # The calls of one client often share it.
             elif not self._admits(asked, form.model):
@@ -114,26 +101,6 @@ class Express:
             return Way.LATER
         replies = _run(form, (request,))
         return Way.GENERAL if replies is None else replies[0]
-
-    def _read(self, message: bytes) -> tuple[Form, bytes, Places] | None:
-        """Find out form, id and places of a request; None if it takes the general way."""
-        if len(message) > _MAX_BYTES or (parts := cut(message)) is None:
-            return None
-        form_bytes, request_id, places = parts
-        try:
-            form = self._form(form_bytes, message)
-        except ServeryError:  # The general way finds out, and says so.
-            return None
-        if form is None or not (form.fits(places) and request_id.isascii()):
-            return None
-        if len(places) == 1 and not request_id:
-            self._begun[len(message)] = message[: places[0][0]], form, places
-        return form, request_id, places
-
-    def _forget(self) -> None:
-        """Let go of forms, which mean versions that may answer no more."""
-        self._forms.clear()
-        self._begun.clear()
 
     def _admits(self, asked: Mapping[str, Any], model: str) -> bool:
         """Tell whether a call came through the gateway, and may be answered."""
@@ -170,7 +137,7 @@ class Express:
         until = time.perf_counter() + SHORT_S
         while turn:
             form, requests = next(iter(turn.items()))
-            most = min(len(requests), max(1, _MAX_BYTES // len(requests[0].message)))
+            most = min(len(requests), max(1, MAX_BYTES // len(requests[0].message)))
             count = form.servable.joinable(most, form.rows, form.size)
             together, turn[form] = requests[:count], requests[count:]
             if not turn[form]:
@@ -182,18 +149,6 @@ class Express:
             if self._is_behind:  # Others get the event loop in between.
                 asyncio.get_running_loop().call_soon(self._run_all, turn)
                 return
-
-    def _form(self, key: bytes, message: bytes) -> Form | None:
-        if key in self._forms:
-            return self._forms[key]
-        if len(key) > _MAX_FORM_BYTES:
-            return None
-        request = decode(message)
-        servable = self._repository.find(request.model, request.version)
-        if len(self._forms) >= _MAX_FORMS:
-            self._forget()
-        form = self._forms[key] = Form.of(request, servable)
-        return form
 
 
 def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None:
@@ -214,7 +169,7 @@ def _run(form: Form, requests: Sequence[PlainRequest]) -> Sequence[Reply] | None
         if run is None:
             return None
         messages = form.render(requests, run.values)
-        form.is_large = len(messages[0]) > _MAX_BYTES
+        form.is_large = len(messages[0]) > MAX_BYTES
     except (ServeryError, NotRowWiseError):
         return None
     except Exception:  # A bug; it must not keep others of the turn from their answers.
