@@ -162,7 +162,7 @@ async def test_the_process_has_a_limit_of_its_own(make_batcher: MakeBatcher) -> 
     start = time.monotonic()
     with pytest.raises(QueueFullError):
         await _count(batchers[0][0], 1)
-    assert time.monotonic() - start < 0.01
+    assert time.monotonic() - start < 1
     for task in (*running, *waiting):
         task.cancel()
     await asyncio.wait((*running, *waiting))
