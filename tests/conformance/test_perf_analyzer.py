@@ -9,13 +9,14 @@ import csv
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from onnx import helper, numpy_helper
 
 from servery.inference.v1 import grpc_service_pb2 as pb
@@ -141,10 +142,10 @@ class Measured:
     executions: int
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model of each kind that it treats in a way of its own."""
-    root = tmp_path / "models"
+    root = tmp_path_factory.mktemp("perf") / "models"
     graphs.store(root, "simple", graphs.add_and_subtract())
     graphs.store(root, "texts", graphs.identity("BYTES"))
     graphs.store(root, "running_total", running_total())
@@ -154,6 +155,15 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def address(root: Path) -> AsyncIterator[str]:
+    """Where these models are served."""
+    address = f"127.0.0.1:{free_port()}"
+    async with serving(root, root.parent, address=address):
+        yield address
+
+
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("model", "options"),
     [
@@ -162,7 +172,6 @@ def root(tmp_path: Path) -> Path:
         pytest.param("simple", ("-b", "4", "--async"), id="batches of the caller"),
         pytest.param("simple", ("--streaming", "--async"), id="a stream"),
         pytest.param("simple", ("--request-rate-range", "200"), id="a rate"),
-        pytest.param("simple", ("--trace-level", "TIMESTAMPS"), id="traces"),
         pytest.param("twice", (), id="a pipeline of models"),
         pytest.param("running_total", ("--sequence-length", "5"), id="sequences"),
         pytest.param(
@@ -174,13 +183,14 @@ def root(tmp_path: Path) -> Path:
         pytest.param(
             "simple", ("--grpc-compression-algorithm", "gzip", "--async"), id="compression"
         ),
+        pytest.param("simple", ("--trace-level", "TIMESTAMPS"), id="traces"),  # from then on
     ],
 )
-async def test_it_measures(model: str, options: Sequence[str], root: Path, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    async with serving(root, tmp_path, address=address):
-        for measured in await measure(tmp_path, "-m", model, "-u", address, "-i", "grpc", *options):
-            assert_sane(measured, rows=4 if "-b" in options else 1)
+async def test_it_measures(
+    model: str, options: Sequence[str], address: str, tmp_path: Path
+) -> None:
+    for measured in await measure(tmp_path, "-m", model, "-u", address, "-i", "grpc", *options):
+        assert_sane(measured, rows=4 if "-b" in options else 1)
 
 
 async def test_it_measures_through_shared_memory(root: Path, tmp_path: Path) -> None:
@@ -215,10 +225,9 @@ async def test_it_measures_over_http(options: Sequence[str], root: Path, tmp_pat
             assert_sane(measured)
 
 
-async def test_it_names_what_it_cannot_measure(root: Path, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    async with serving(root, tmp_path, address=address):
-        status, output = await perf_analyzer(tmp_path, "-m", "nope", "-u", address, "-i", "grpc")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_it_names_what_it_cannot_measure(address: str, tmp_path: Path) -> None:
+    status, output = await perf_analyzer(tmp_path, "-m", "nope", "-u", address, "-i", "grpc")
     assert status != 0
     assert "'nope' is not found" in output
 
