@@ -8,7 +8,7 @@ import pytest
 from servery.trainer.v1 import training_pb2
 from servery_rpc.errors import FieldInvalidError
 from servery_trainer import frameworks
-from tests.trainer.job_process import SuccessiveJobs, successive_jobs
+from tests.trainer.job_process import SuccessiveJobs
 from tests.trainer.service import running_registry, scripted, write_bundle
 
 
@@ -34,10 +34,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuccessiveJobs]:
+def jobs() -> Iterator[SuccessiveJobs]:
     """A process that trains what tests of all modules ask for."""
-    with successive_jobs(tmp_path_factory.mktemp("jobs") / "log") as process:
-        yield process
+    jobs = SuccessiveJobs()
+    yield jobs
+    jobs.close()
 
 
 @pytest.fixture(params=["keras", "pytorch"])

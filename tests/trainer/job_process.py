@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,47 +60,48 @@ def run(spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path) -
     return Run(process.returncode, lines, out)
 
 
-@dataclass(frozen=True)
 class SuccessiveJobs:
-    """A process that runs one job after the other: to load a framework takes it longer."""
+    """A process that runs one job after the other: to load a framework takes it longer.
 
-    process: subprocess.Popen[str]
+    After a job that it did not survive comes another process.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
 
     def run(self, spec: pb.TrainingSpec, dataset: Path, out: Path, base: Path | None = None) -> Run:
         """Run a job; `base` holds the files of the version that it starts from."""
         paths = [_written(spec, out), dataset, out, *([base] if base else [])]
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        self._process = self._process or _waiting()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         lines: list[dict[str, Any]] = []
         try:
-            self.process.stdin.write(json.dumps([*map(str, paths)]) + "\n")
-            self.process.stdin.flush()
+            self._process.stdin.write(json.dumps([*map(str, paths)]) + "\n")
+            self._process.stdin.flush()
             while not lines or "progress" in lines[-1]:
-                lines.append(json.loads(self.process.stdout.readline()))
+                lines.append(json.loads(self._process.stdout.readline()))
         except BaseException:
-            self.process.kill()  # What it would say now is no answer to whoever asks next.
+            self.close()  # What it would say now is no answer to whoever asks next.
             raise
         return Run(0 if "result" in lines[-1] else 1, lines, out)
 
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
-@contextmanager
-def successive_jobs(log: Path) -> Iterator[SuccessiveJobs]:
-    """Start such a process; `log` gets what it says to people."""
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            [sys.executable, SUCCESSIVE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=os.environ | ENVIRONMENT,
-        ) as process,
-    ):
-        try:
-            yield SuccessiveJobs(process)
-        finally:
-            process.kill()
+
+def _waiting() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, SUCCESSIVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | ENVIRONMENT,
+    )
 
 
 def _written(spec: pb.TrainingSpec, out: Path) -> Path:
