@@ -1,6 +1,8 @@
 """Models in the registry: what versions there are, and which one is production."""
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from servery.connection import Connection
 from servery.errors import ApiError
@@ -65,6 +67,23 @@ class Models:
         request = pb.ReadFileRequest(name=version, path=path)
         parts = self._connection.stream(self._stub.ReadFile, request)
         return b"".join(part.chunk for part in parts)
+
+    def download(self, model: str, number: int, directory: Path) -> Iterator[Path]:
+        """Save the files of a version in `directory`, made if missing, and yield each when it is.
+
+        Raises:
+            ValueError: A file arrived otherwise than it was published.
+            OSError: A file cannot be written.
+        """
+        version = self.version(model, number)
+        directory.mkdir(parents=True, exist_ok=True)
+        for file in version.files:
+            content = self.read_file(version.name, file.path)
+            if hashlib.sha256(content).hexdigest() != file.sha256:
+                raise ValueError(f"{file.path} did not arrive as it was published; try again")
+            path = directory / Path(file.path).name
+            path.write_bytes(content)
+            yield path
 
     def promote(self, model: str, number: int, alias: str = "production") -> pb.Alias:
         """Point an alias at a version: promotion, or rollback to an older one.

@@ -1,6 +1,7 @@
 """`servery models`: what there is, which version is production, and moving that."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -72,9 +73,27 @@ def show(
     file: Annotated[str, typer.Option(help="A JSON file of the bundle.")] = "metrics.json",
 ) -> None:
     """Print a JSON file of a version's bundle: metrics, signature, lineage, profile, statistics."""
+    if not file.endswith(".json"):
+        raise typer.BadParameter(f"--file {file}: for others than .json see `models download`")
     with connect(context) as servery:
         name = f"{servery.models.name(model)}/versions/{version}"
         print_json(json.loads(servery.models.read_file(name, file)))
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    model: Model,
+    version: Annotated[int, typer.Argument(help="Number of the version.", min=1)],
+    to: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder; default: MODEL-VERSION.")
+    ] = None,
+) -> None:
+    """Save all files of a version's bundle: its graphs, its plots, its figures."""
+    with connect(context) as servery:
+        folder = to or Path(f"{short(servery.models.name(model))}-{version}")
+        for path in servery.models.download(model, version, folder):
+            out.print(str(path), markup=False)
 
 
 @app.command()
