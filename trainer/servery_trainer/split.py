@@ -147,8 +147,8 @@ class SplitPolicy:
             if not len(rows):
                 raise DatasetInvalidError(
                     Problem.TOO_FEW_ROWS,
-                    f"the {part} part has no window whose horizon lies within it; add rows, or make"
-                    " the window, the horizon or the other parts smaller",
+                    f"the {part} part has no window whose horizon lies within it; add rows, give it"
+                    " a larger share (split), or make the window or the horizon smaller",
                 )
         return split
 
