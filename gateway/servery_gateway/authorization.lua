@@ -1,10 +1,9 @@
 -- Decides whether the holder of a verified token may make this call.
 --
--- RULES, written before this text, maps paths to what methods.py says of them; refusal.lua is there,
--- too. Permission is only noted in the metadata, which the RBAC filter behind requires: a mistake in
--- this script, after which Envoy would go on, then refuses.
+-- RULES, written before this text, maps paths to what methods.py says of them; refusal.lua and
+-- claims.lua are there, too. Permission is only noted in a header, which the RBAC filter behind
+-- requires: a mistake in this script, after which Envoy would go on, then refuses.
 
-local TOKEN = "envoy.filters.http.jwt_authn"
 local REQUEST = "envoy.filters.http.grpc_field_extraction"
 
 local function deny(handle, verb, resource)
@@ -74,10 +73,11 @@ local function rest_rule(method, path)
 end
 
 function envoy_on_request(handle)
-  local path = handle:headers():get(":path")
+  local headers = handle:headers()
+  local path = headers:get(":path")
   local rule, path_model = RULES[path], nil
   if rule == nil and string.sub(path, 1, 3) == "/v2" then
-    rule, path_model = rest_rule(handle:headers():get(":method"), path)
+    rule, path_model = rest_rule(headers:get(":method"), path)
   end
   if rule == nil then
     if string.sub(path, 1, 4) == "/v1/" then return unknown_path(handle, path) end
@@ -87,16 +87,16 @@ function envoy_on_request(handle)
   end
   if rule.public then return end
 
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local claims = metadata:get(TOKEN).claims
+  local claims = claims_of(headers:get("x-servery-claims"))
   local resource, tenant, model = "tenants/" .. claims.tenant, claims.tenant, nil
   if rule.model_field then
-    local values = (metadata:get(REQUEST) or {})[rule.model_field] or {}
+    local extracted = handle:streamInfo():dynamicMetadata():get(REQUEST) or {}
+    local values = extracted[rule.model_field] or {}
     local name = path_model or values[1] or ""
     tenant, model = parse_model(name)
     if model == nil then return invalid_model(handle, rule.model_field, name) end
     resource = "tenants/" .. tenant .. "/models/" .. model
-    handle:headers():replace("x-servery-model", name)
+    headers:replace("x-servery-model", name)
   end
 
   local allowed = #rule.verbs == 0
@@ -106,6 +106,5 @@ function envoy_on_request(handle)
   if not allowed or tenant ~= claims.tenant then
     return deny(handle, rule.verbs[1], resource)
   end
-  metadata:set("servery.authz", "allowed", true)
-  if model then metadata:set("servery.authz", "model", resource) end
+  headers:replace("x-servery-allowed", resource)
 end

@@ -1,11 +1,11 @@
 -- Finds out who calls where no token of our own says it, and tells inference how much of a caller may
--- be in flight.
+-- be in flight. Of our own tokens, the filter before has written the claims into headers.
 --
 -- Written before this text: IN_FLIGHT maps tenants, keys and identities to numbers, REVOKED holds
 -- identities, PUBLIC paths that need none, ISSUERS and CERTIFICATES are what identities.py reads. What
--- is found is written as if it were the claims of a token of our own, so that the filters behind need
--- not tell them apart. A mistake in this script, after which Envoy would go on, leaves a call without
--- claims, which is then refused.
+-- is found is written into the same headers, so that the filters behind need not tell them apart. A
+-- mistake in this script, after which Envoy would go on, leaves a call without claims, which is then
+-- refused.
 
 local TOKEN = "envoy.filters.http.jwt_authn"
 
@@ -119,31 +119,29 @@ local function refuse_revoked(handle, identity)
     "ERROR_REASON_IDENTITY_REVOKED", {identity = identity})
 end
 
-local function places(claims)
+local function places(tenant, caller)
   local limits = {}
-  for _, owner in ipairs({"tenants/" .. claims.tenant, claims.sub}) do
+  for _, owner in ipairs({"tenants/" .. tenant, caller}) do
     if IN_FLIGHT[owner] then table.insert(limits, owner .. "=" .. IN_FLIGHT[owner]) end
   end
   return table.concat(limits, ",")
 end
 
 function envoy_on_request(handle)
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local verified = metadata:get(TOKEN) or {}
-  local claims = verified.claims
-  if claims == nil then
-    if PUBLIC[handle:headers():get(":path")] then return end
-    local caller, identity = identify(handle, verified)
-    if caller == nil then return refuse_unknown(handle, identity) end
-    claims = {
-      sub = "tenants/" .. caller.tenant .. "/identities/" .. identity,
-      tenant = caller.tenant,
-      permissions = caller.permissions,
-    }
-    metadata:set(TOKEN, "claims", claims)
-    if REVOKED[claims.sub] then return refuse_revoked(handle, claims.sub) end
-    handle:headers():replace("x-servery-claims", base64url(handle, json(claims)))
+  local headers = handle:headers()
+  local tenant, caller = headers:get("x-servery-tenant"), headers:get("x-servery-caller")
+  if tenant == nil then
+    if PUBLIC[headers:get(":path")] then return end
+    local verified = handle:streamInfo():dynamicMetadata():get(TOKEN) or {}
+    local known, identity = identify(handle, verified)
+    if known == nil then return refuse_unknown(handle, identity) end
+    tenant, caller = known.tenant, "tenants/" .. known.tenant .. "/identities/" .. identity
+    headers:replace("x-servery-tenant", tenant)
+    headers:replace("x-servery-caller", caller)
+    if REVOKED[caller] then return refuse_revoked(handle, caller) end
+    local claims = json({sub = caller, tenant = tenant, permissions = known.permissions})
+    headers:replace("x-servery-claims", base64url(handle, claims))
   end
-  local limits = places(claims)
-  if limits ~= "" then handle:headers():replace("x-servery-in-flight", limits) end
+  local limits = places(tenant, caller)
+  if limits ~= "" then headers:replace("x-servery-in-flight", limits) end
 end

@@ -10,7 +10,7 @@ from servery_gateway.identities import CertificateIdentity, Identities, Issuer
 from servery_gateway.keys import Permission
 from servery_gateway.snapshot import Resource
 
-CALLERS_NAME: Final = "callers"
+CALLERS_NAME: Final = "known-callers"
 """It comes by itself, so that no connection ends for another limit."""
 
 CALLERS_KINDS: Final = (LUA, RBAC)

@@ -25,6 +25,10 @@ from servery_rpc.process import stop_with_parent
 
 ADMIN_SOCKET: Final = "admin.sock"
 
+ENVIRONMENT: Final = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
+"""What Envoy runs with, unless its own environment says otherwise: its allocator keeps a cache for
+each CPU only where glibc leaves restartable sequences to it; without, a call costs a tenth more."""
+
 _FALLBACK_AFTER_S: Final = 5.0
 
 
@@ -102,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ["--config-path", str(config), "--log-level", args.log_level, "--disable-hot-restart"]
     stop_with_parent()
     try:
-        os.execv(program, [program, *flags, "--drain-time-s", "10"])  # noqa: S606 no shell is meant
+        command = [program, *flags, "--drain-time-s", "10"]
+        os.execve(program, command, ENVIRONMENT | os.environ)  # noqa: S606 no shell is meant
     except OSError as error:
         print(f"servery-envoy: cannot run Envoy: {error}")  # noqa: T201
     return 1

@@ -14,12 +14,14 @@ ADS: Final = {"ads": {}, "resource_api_version": "V3"}
 CONTROL_PLANE: Final = "ads"
 """The cluster of the control plane, which Envoy knows from its start."""
 
-TOKEN_METADATA: Final = "envoy.filters.http.jwt_authn"  # noqa: S105 a filter
-"""Where the claims of the verified token are found."""
+TENANT_HEADER: Final = "x-servery-tenant"
+"""Id of the tenant of who calls, once that is verified."""
 
-AUTHORIZATION_METADATA: Final = "servery.authz"
-"""Where the script notes what it decided: `allowed`, and the `model` it is about, if any."""
+CALLER_HEADER: Final = "x-servery-caller"
+"""Resource name of the key or identity of who calls, once that is verified."""
 
+ALLOWED_HEADER: Final = "x-servery-allowed"
+"""Resource name of the model or tenant that a call may be about, once that is decided."""
 
 WEB_METADATA: Final = "servery.web"
 """Where the trailers of a gRPC-Web call are noted, which have become part of its body."""

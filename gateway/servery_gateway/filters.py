@@ -11,11 +11,13 @@ from servery.inference.v1 import grpc_service_pb2, model_config_pb2
 from servery_gateway.callers import CALLERS_KINDS, CALLERS_NAME, Callers
 from servery_gateway.extensions import (
     ADS,
-    AUTHORIZATION_METADATA,
+    ALLOWED_HEADER,
+    CALLER_HEADER,
     DOOR_HEADER,
     EXTENSIONS,
     HTTP_FILTERS,
     RBAC,
+    TENANT_HEADER,
     script,
     typed,
 )
@@ -27,7 +29,7 @@ from servery_gateway.tokens import AUDIENCE, ISSUER
 from servery_gateway.transcoding import transcoder
 from servery_rpc.identity import CLAIMS_HEADER
 
-AUTHENTICATION_NAME: Final = "authentication"
+AUTHENTICATION_NAME: Final = "verified-tokens"
 """The filter that verifies tokens; it comes by itself, so that no connection ends for new keys."""
 
 _AUTHENTICATION: Final = f"{HTTP_FILTERS}.jwt_authn.v3.JwtAuthentication"
@@ -113,8 +115,12 @@ def authentication(
     """
     ours = {
         **_provider(ISSUER, [AUDIENCE], jwks),
+        # Headers and not metadata: that is copied from place to place, a node for each claim.
         "forward_payload_header": CLAIMS_HEADER,
-        "payload_in_metadata": "claims",
+        "claim_to_headers": [
+            {"header_name": TENANT_HEADER, "claim_name": "tenant"},
+            {"header_name": CALLER_HEADER, "claim_name": "sub"},
+        ],
     }
     theirs = {
         f"issuer-{issuer.name}": {
@@ -195,7 +201,7 @@ def _authorization(methods: Sequence[Method]) -> Mapping[str, Any]:
             parts.append("public = true")
         lines.append(f"  [{json.dumps(method.path)}] = {{{', '.join(parts)}}},")
     rules = "\n".join(["local RULES = {", *lines, "}", ""])
-    return script("refusal.lua", "authorization.lua", before=rules)
+    return script("refusal.lua", "claims.lua", "authorization.lua", before=rules)
 
 
 def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
@@ -212,17 +218,7 @@ def _enforcement(methods: Sequence[Method]) -> Mapping[str, Any]:
                     "principals": anyone,
                 },
                 "authorized": {
-                    "permissions": [
-                        {
-                            "sourced_metadata": {
-                                "metadata_matcher": {
-                                    "filter": AUTHORIZATION_METADATA,
-                                    "path": [{"key": "allowed"}],
-                                    "value": {"bool_match": True},
-                                }
-                            }
-                        }
-                    ],
+                    "permissions": [{"header": {"name": ALLOWED_HEADER, "present_match": True}}],
                     "principals": anyone,
                 },
             },

@@ -4,13 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from servery_gateway.extensions import HTTP_FILTERS, RBAC, TOKEN_METADATA, typed
+from servery_gateway.extensions import (
+    CALLER_HEADER,
+    HTTP_FILTERS,
+    RBAC,
+    TENANT_HEADER,
+    typed,
+)
 from servery_gateway.snapshot import Resource
 
-DENIED_NAME: Final = "denied-keys"
+DENIED_NAME: Final = "refused-callers"
 """The filter that refuses keys; it comes by itself, so that no connection ends for it."""
 
-RATES_NAME: Final = "rate-limits"
+RATES_NAME: Final = "call-rates"
 """The filter that counts calls; it comes by itself, too."""
 
 RATE_LIMIT: Final = f"{HTTP_FILTERS}.local_ratelimit.v3.LocalRateLimit"
@@ -52,11 +58,10 @@ def rate_limits(rates: Rates) -> Resource:
         )
     ]
     if rates.tenant_per_second:
-        descriptors.append(_descriptor([{"key": "tenant"}], rates.tenant_per_second, "1s"))
+        descriptors.append(_descriptor([{"key": TENANT_HEADER}], rates.tenant_per_second, "1s"))
     for owner, per_second in sorted(rates.owners.items()):
-        kind, value = _claim_of(owner)
-        entry = {"key": kind, "value": value}
-        descriptors.append(_descriptor([entry], per_second, "1s"))
+        header, value = _told_of(owner)
+        descriptors.append(_descriptor([{"key": header, "value": value}], per_second, "1s"))
     everyone = {"default_value": {"numerator": 100}}
     return typed(
         RATES_NAME,
@@ -70,8 +75,8 @@ def rate_limits(rates: Rates) -> Resource:
             "rate_limited_as_resource_exhausted": True,
             "max_dynamic_descriptors": _MAX_BUCKETS,
             "rate_limits": [
-                {"actions": [_claim("tenant")]},
-                {"actions": [_claim("sub")]},
+                {"actions": [_value_of(TENANT_HEADER)]},
+                {"actions": [_value_of(CALLER_HEADER)]},
                 {
                     "actions": [
                         {
@@ -114,25 +119,19 @@ def deny(refused: Mapping[str, Iterable[str]]) -> Resource:
     return typed(DENIED_NAME, {"@type": RBAC, "rules": {"action": "DENY", "policies": policies}})
 
 
-def _claim_of(owner: str) -> tuple[str, str]:
-    """Which claim tells a tenant, or who of a tenant calls; and its value."""
+def _told_of(owner: str) -> tuple[str, str]:
+    """Which header tells a tenant, or who of a tenant calls; and its value."""
     name = owner.removeprefix("tenants/")
-    return ("sub", owner) if "/" in name else ("tenant", name)
+    return (CALLER_HEADER, owner) if "/" in name else (TENANT_HEADER, name)
 
 
 def _is(owner: str) -> Mapping[str, Any]:
-    claim, value = _claim_of(owner)
-    matcher = {
-        "filter": TOKEN_METADATA,
-        "path": [{"key": "claims"}, {"key": claim}],
-        "value": {"string_match": {"exact": value}},
-    }
-    return {"sourced_metadata": {"metadata_matcher": matcher}}
+    header, value = _told_of(owner)
+    return {"header": {"name": header, "string_match": {"exact": value}}}
 
 
-def _claim(claim: str) -> Mapping[str, Any]:
-    where = {"key": TOKEN_METADATA, "path": [{"key": "claims"}, {"key": claim}]}
-    return {"metadata": {"descriptor_key": claim, "metadata_key": where}}
+def _value_of(header: str) -> Mapping[str, Any]:
+    return {"request_headers": {"descriptor_key": header, "header_name": header}}
 
 
 def _descriptor(

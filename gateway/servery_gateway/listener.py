@@ -5,7 +5,16 @@ from typing import Any, Final
 
 from servery_gateway.access_log import USAGE_HEADER
 from servery_gateway.address import HostAddress
-from servery_gateway.extensions import ADS, CONTROL_PLANE, DOOR_HEADER, EXTENSIONS, typed
+from servery_gateway.extensions import (
+    ADS,
+    ALLOWED_HEADER,
+    CALLER_HEADER,
+    CONTROL_PLANE,
+    DOOR_HEADER,
+    EXTENSIONS,
+    TENANT_HEADER,
+    typed,
+)
 from servery_gateway.filters import http_filters
 from servery_gateway.methods import Method
 from servery_gateway.refusals import refusals
@@ -144,6 +153,7 @@ def _usage_log() -> Mapping[str, Any]:
                 "buffer_flush_interval": "0.2s",
                 "buffer_size_bytes": _LOG_BUFFER_BYTES,
             },
+            "additional_request_headers_to_log": [TENANT_HEADER, CALLER_HEADER, ALLOWED_HEADER],
             "additional_response_headers_to_log": told,
             "additional_response_trailers_to_log": told,
         },

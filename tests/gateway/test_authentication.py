@@ -111,13 +111,18 @@ async def test_headers_of_the_platform_are_taken_off_what_comes_in(stack: Stack)
     spoofed = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
     spoof = [
         ("x-servery-claims", spoofed),
+        ("x-servery-tenant", "default"),
+        ("x-servery-caller", "tenants/default/apiKeys/x"),
         ("x-servery-model", "secret"),
+        ("x-servery-allowed", "tenants/default"),
         ("x-servery-other", "x"),
         ("x-envoy-retry-on", "5xx"),
     ]
     await stack.call(GET_MODEL, await stack.token("acme", read=["*"]), metadata=spoof)
     metadata = stack.backends["registry"].metadata[GET_MODEL]
     assert metadata["x-servery-claims"] != spoofed
+    assert metadata["x-servery-tenant"] == metadata["x-servery-allowed"].removeprefix("tenants/")
+    assert metadata["x-servery-tenant"] == "acme"
     taken_off = {"x-servery-model", "x-servery-other", "x-servery-door", "x-envoy-retry-on"}
     assert not taken_off & set(metadata)
     health = "/grpc.health.v1.Health/Check"
@@ -126,6 +131,10 @@ async def test_headers_of_the_platform_are_taken_off_what_comes_in(stack: Stack)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await tenants.ListTenants(pb.ListTenantsRequest(), metadata=spoof)
     assert caught.value.code() is UNAUTHENTICATED
+    refused = [*spoof, ("authorization", f"Bearer {await stack.token(read=['*'])}")]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await tenants.ListTenants(pb.ListTenantsRequest(), metadata=refused)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_header_with_an_underscore_is_refused(stack: Stack) -> None:
