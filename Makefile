@@ -11,7 +11,17 @@ NOT_FOR_PYTORCH := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix
   cublas cuda-cccl cuda-nvrtc cudnn-cu13 cufft cufile cusolver cusparse cusparselt-cu13 nccl-cu13 \
   nvjitlink nvshmem-cu13 nvtx)
 
-.PHONY: help setup demo test check lint type contracts protos protos-current openapi baseline lock clean
+# How tests run that train: beside others that look at the clock more closely.
+YIELDING := nice -n 5
+
+# Keeps apart what commands print that run at once, where make can.
+GROUPED := $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
+
+# A test may start ten processes: each would compile what it imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup demo test test-training test-services check lint type contracts protos protos-current \
+  openapi baseline lock clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,12 +65,18 @@ BESIDE_perf = -cd .venv-perf && apt-get download -qq libb64-0d && dpkg -x libb64
 demo: setup ## The whole job on real data: train, prove, publish, serve, call
 	$(BIN)/python demo/main_job.py
 
-test: setup $(CLIENTS:%=.venv-%/.done) .venv-pytorch/.done ## Every test, the fast ones first
+test: setup ## Every test: those that train in what time the others leave
+	$(MAKE) --no-print-directory --jobs=2 $(GROUPED) test-training test-services
+
+test-services: setup $(CLIENTS:%=.venv-%/.done)
 	$(BIN)/pytest -m "not slow"
 	SERVERY_TEST_TRANSPORT=grpcio $(BIN)/pytest -m "not slow" tests/inference
-	$(BIN)/pytest -m slow
-	OMP_NUM_THREADS=1 .venv-pytorch/bin/pytest -k "not keras or pytorch" tests/trainer/test_pytorch*.py \
-	  tests/trainer/test_frameworks.py tests/trainer/test_training.py
+	$(BIN)/pytest -m slow --ignore tests/trainer
+
+test-training: setup .venv-pytorch/.done
+	$(YIELDING) $(BIN)/pytest --timeout 300 -m slow tests/trainer
+	OMP_NUM_THREADS=1 $(YIELDING) .venv-pytorch/bin/pytest --timeout 300 -k "not keras or pytorch" \
+	  tests/trainer/test_pytorch*.py tests/trainer/test_frameworks.py tests/trainer/test_training.py
 
 check: lint type contracts test ## Everything CI runs
 
