@@ -8,6 +8,7 @@ from typing import Final
 
 from prometheus_client import Counter
 
+from servery_gateway.background import in_thread
 from servery_gateway.billing_store import EVERYBODY, BillingStore
 from servery_gateway.budget import Alert, Budget, month_of
 from servery_gateway.pricing import Prices
@@ -103,7 +104,7 @@ class Billing:
         while True:
             await asyncio.sleep(_FOLLOW_EVERY_S)
             try:
-                stopped = await asyncio.to_thread(self._look)
+                stopped = await in_thread(self._look)
                 if stopped != refused:
                     await self._refresh()
                     refused = stopped

@@ -1,10 +1,9 @@
 """The control plane of the gateway, from its settings to a server that answers."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from time import monotonic
@@ -17,6 +16,7 @@ from servery_gateway import xds_pool
 from servery_gateway.access_log import AccessLog
 from servery_gateway.ads import AdsServer
 from servery_gateway.audit import AuditLog, audited
+from servery_gateway.background import background
 from servery_gateway.billing import Billing
 from servery_gateway.billing_servicer import BillingServicer
 from servery_gateway.billing_store import BillingStore
@@ -136,18 +136,6 @@ async def control_plane(
         await asyncio.to_thread(files.close)
         audit_log.close()
         engine.dispose()
-
-
-@asynccontextmanager
-async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do `work` inside the block; cancel it when it is left."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def _open_data(settings: GatewaySettings, now: datetime) -> tuple[Engine, bytes, SigningKeys]:

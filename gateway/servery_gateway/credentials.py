@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
+from servery_gateway.background import in_thread
 from servery_gateway.operator_files import OperatorFiles
 from servery_gateway.signing_keys import SigningKeys
 from servery_rpc.errors import ServeryError
@@ -33,7 +34,7 @@ async def renew_credentials(
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
         try:
-            due |= await asyncio.to_thread(keys.renew, now())
+            due |= await in_thread(keys.renew, now())
         except OSError as error:
             log.error("signing keys cannot be renewed: %s", error)
         due |= await asyncio.to_thread(files.reload)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from servery_gateway.ads import AdsServer
+from servery_gateway.background import in_thread
 from servery_gateway.configuration_files import ConfigurationFiles
 from servery_gateway.methods import methods
 from servery_gateway.translation import GatewayState, translate
@@ -37,9 +38,9 @@ class DataPlane:
             DependencyUnavailableError: An Envoy did not answer in time.
         """
         async with self._refreshing:
-            snapshot = await asyncio.to_thread(lambda: translate(self._state(), methods()))
+            snapshot = await in_thread(lambda: translate(self._state(), methods()))
             await self._ads.publish(snapshot)
             try:
-                await asyncio.to_thread(self._files.keep, snapshot)
+                await in_thread(self._files.keep, snapshot)
             except OSError as error:
                 log.error("the configuration in force cannot be kept: %s", error)

@@ -9,6 +9,7 @@ from typing import Final
 
 from prometheus_client import Counter
 
+from servery_gateway.background import in_thread
 from servery_gateway.usage import Call, known_only, minute_of
 from servery_gateway.usage_store import UsageStore
 from servery_rpc.errors import DependencyUnavailableError
@@ -84,7 +85,7 @@ class Meter:
                 return
             taken, self._pending = self._pending, {}
             try:
-                fresh = await asyncio.to_thread(self._add, list(taken.values()))
+                fresh = await in_thread(self._add, list(taken.values()))
             except DependencyUnavailableError as error:
                 self._pending = {**taken, **self._pending}
                 log.error("usage of %d calls waits for the database: %s", len(taken), error)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
+from servery_gateway.background import in_thread
 from servery_gateway.quota import Owner, Quota
 from servery_gateway.quota_store import QuotaStore
 from servery_gateway.snapshot import ConfigurationRejectedError
@@ -79,7 +80,7 @@ class Quotas:
         while True:
             await asyncio.sleep(_FOLLOW_EVERY_S)
             try:
-                spent = await asyncio.to_thread(self._quotas.spent, day_of(self._now()))
+                spent = await in_thread(self._quotas.spent, day_of(self._now()))
                 if spent != refused:
                     await self._refresh()
                     refused = spent
