@@ -14,13 +14,10 @@ NOT_FOR_PYTORCH := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix
 # How tests run that train: beside others that look at the clock more closely.
 YIELDING := nice -n 5
 
-# Keeps apart what commands print that run at once, where make can.
-GROUPED := $(if $(filter output-sync,$(.FEATURES)),--output-sync=line)
-
 # A test may start ten processes: each would compile what it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-training test-services check lint type contracts protos protos-current \
+.PHONY: help setup demo test test-beside test-training test-services check lint type contracts protos protos-current \
   openapi baseline lock clean
 
 help: ## Show this help
@@ -66,12 +63,17 @@ demo: setup ## The whole job on real data: train, prove, publish, serve, call
 	$(BIN)/python demo/main_job.py
 
 test: setup ## Every test: those that train in what time the others leave
-	$(MAKE) --no-print-directory --jobs=2 $(GROUPED) test-training test-services
+	$(MAKE) --no-print-directory --jobs=2 test-beside test-services
 
 test-services: setup $(CLIENTS:%=.venv-%/.done)
 	$(BIN)/pytest -m "not slow"
 	SERVERY_TEST_TRANSPORT=grpcio $(BIN)/pytest -m "not slow" tests/inference
 	$(BIN)/pytest -m slow --ignore tests/trainer
+
+# Shown when it has ended, for the others are shown as they run.
+test-beside:
+	mkdir -p build
+	$(MAKE) test-training >build/test-training.log 2>&1; ended=$$?; cat build/test-training.log; exit $$ended
 
 test-training: setup .venv-pytorch/.done
 	$(YIELDING) $(BIN)/pytest --timeout 300 -m slow tests/trainer
