@@ -30,7 +30,7 @@ def predict(
     ] = None,
     values: Annotated[
         str | None,
-        typer.Option("--input", help='JSON instead of a file: {"input": [values], …}.'),
+        typer.Option("--input", help='JSON instead of a file: {"input": \\[values], …}.'),
     ] = None,
     version: Annotated[str, typer.Option(help="Number of a version; default: production.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Most rows of the file to send.")] = 1000,
