@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -58,6 +59,27 @@ def run(spec: pb.TrainingSpec, dataset: Path, out: Path, *options: str | Path) -
         assert process.stdout is not None
         lines = [json.loads(line) for line in process.stdout]
     return Run(process.returncode, lines, out)
+
+
+def run_interrupted(spec: pb.TrainingSpec, dataset: Path, out: Path, checkpoints: Path) -> Run:
+    """Run a job that is killed, then stopped, each time two epochs further; then let it end."""
+    store, reached = ("--checkpoint-dir", checkpoints), 0
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        with start(spec, dataset, out, *store) as process:
+            assert process.stdout is not None
+            epochs = []
+            for line in process.stdout:
+                progress = json.loads(line)["progress"]
+                if progress["phase"] == "PHASE_TRAINING" and "step" in progress:
+                    epochs.append(progress.get("epoch", 0))
+                    if epochs[-1] >= reached + 2:
+                        break
+            process.send_signal(number)
+            process.stdout.read()  # whoever nobody listens to ends otherwise
+        assert epochs[0] >= reached  # went on, did not begin anew
+        assert process.returncode == status
+        reached = epochs[-1]
+    return run(spec, dataset, out, *store)
 
 
 class SuccessiveJobs:

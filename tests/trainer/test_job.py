@@ -21,7 +21,7 @@ from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.examples import load_examples
 from servery_trainer.spec import parse_spec
 from servery_trainer.split import split_rows
-from tests.trainer.job_process import Run, SuccessiveJobs, run, start
+from tests.trainer.job_process import Run, SuccessiveJobs, run, run_interrupted, start
 from tests.trainer.specs import image, tabular
 
 FILES = {
@@ -261,23 +261,7 @@ def test_killed_or_stopped_it_goes_on_to_the_same_model_bit_for_bit(
 ) -> None:
     spec = image()
     spec.training.max_epochs = 10
-    store = ("--checkpoint-dir", tmp_path / "checkpoint")
-    reached = 0
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        with start(spec, digits, tmp_path / "out", *store) as process:
-            assert process.stdout is not None
-            epochs = []
-            for line in process.stdout:
-                progress = json.loads(line)["progress"]
-                if progress["phase"] == "PHASE_TRAINING" and "step" in progress:
-                    epochs.append(progress.get("epoch", 0))
-                    if epochs[-1] >= reached + 2:
-                        break
-            process.send_signal(number)
-        assert epochs[0] >= reached  # went on, did not begin anew
-        reached = epochs[-1]
-        assert process.returncode == (-9 if number == signal.SIGKILL else 143)
-    resumed = run(spec, digits, tmp_path / "out", *store)
+    resumed = run_interrupted(spec, digits, tmp_path / "out", tmp_path / "checkpoint")
     for name in ("model.onnx", "golden.npz", "metrics.json", "lineage.json"):
         assert resumed.sha256(name) == image_job.sha256(name)
     assert resumed.result.epochs == image_job.result.epochs

@@ -1,7 +1,6 @@
 """Jobs that train with PyTorch, on real data, where there is no TensorFlow."""
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from servery.registry.v1 import registry_pb2
 from servery.trainer.v1 import training_pb2 as pb
 from servery_trainer.jobs import SUCCEEDED
 from servery_trainer.local_executor import JOB_COMMAND
-from tests.trainer.job_process import run, start
+from tests.trainer.job_process import run, run_interrupted
 from tests.trainer.service import registry_client, running_trainer, spec
 from tests.trainer.specs import image, text
 from tests.trainer.test_job import digits, directory  # noqa: F401  fixtures
@@ -58,24 +57,7 @@ def test_killed_or_stopped_it_goes_on_to_the_same_model_bit_for_bit(
     whole = run(asked, digits, tmp_path / "whole")
     assert whole.exit == 0, whole.lines[-1]
     assert whole.result.metrics["accuracy"] >= 0.96
-    store = ("--checkpoint-dir", tmp_path / "checkpoint")
-    reached = 0
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        with start(asked, digits, tmp_path / "out", *store) as process:
-            assert process.stdout is not None
-            epochs = []
-            for line in process.stdout:
-                progress = json.loads(line)["progress"]
-                if progress["phase"] == "PHASE_TRAINING" and "step" in progress:
-                    epochs.append(progress.get("epoch", 0))
-                    if epochs[-1] >= reached + 2:
-                        break
-            process.send_signal(number)
-            process.stdout.read()  # whoever nobody listens to ends otherwise
-        assert epochs[0] >= reached  # went on, did not begin anew
-        reached = epochs[-1]
-        assert process.returncode == (-9 if number == signal.SIGKILL else 143)
-    resumed = run(asked, digits, tmp_path / "out", *store)
+    resumed = run_interrupted(asked, digits, tmp_path / "out", tmp_path / "checkpoint")
     for name in ("model.onnx", "golden.npz", "metrics.json", "lineage.json", "weights.npz"):
         assert resumed.sha256(name) == whole.sha256(name)
     assert resumed.result.epochs == whole.result.epochs

@@ -53,10 +53,11 @@ def pose(target: Target, train: NDArray[np.int64], settings: Training) -> tuple[
             mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
             return Regression(place.meaning, deviation**2), SquaredError(mean, deviation)
         case Horizons(values=values, past=past, column=column, naive_errors_B=naive_errors_B):
-            mean, deviation = map(float, mean_and_deviation(past[train]))
+            learned = past[train]
+            mean, deviation = map(float, mean_and_deviation(learned))
             scale = float(naive_errors_B[train].mean(dtype=np.float64)) or deviation
             head = Forecast(column, values.shape[1], scale)
-            linear = autoregression.fit(past[train], values[train])
+            linear = autoregression.fit(learned, values[train])
             return head, ForecastError(SquaredError(mean, deviation), linear)
         case LabelSets(values=values, labels=labels):
             by_label = [class_weights(settings, truths, 2) for truths in values[train].T]

@@ -20,7 +20,6 @@ from servery_rpc.errors import ServeryError
 
 _KEY: Final = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.-]{0,250})")
 _MAX_REGIONS: Final = 4096
-_MAX_OFFSET: Final = (1 << 63) - 1
 
 
 class RegionExistsError(ServeryError):
